@@ -1,0 +1,212 @@
+//! The control plane's front page: what a token is, why one is fetched, and who may do it.
+//!
+//! `wake(Reason) → load → adopt? → lease → load again → adopt? → fetch → save → publish → release → sleep`
+//!
+//! One task per account walks that line ([`keeper`]) and is the only writer; every call reads what it published.
+//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share.
+
+pub mod keeper;
+pub mod source;
+pub mod store;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+/// The longest token that is taken. WeChat asks for room for 512 characters and warns that it may grow
+/// (`wechat-api.md` 1); above this it is not a token but something that went wrong.
+pub const MAX_TOKEN_LENGTH: usize = 4096;
+
+/// An access token, how long it lives, and a name for it that may be printed.
+///
+/// Cheap to clone: every call in flight holds the one it went out with, so that a refresh can name it.
+/// SECURITY: the value is wiped when the last clone goes, and prints as its fingerprint.
+#[derive(Clone)]
+pub struct Token(Arc<Inner>);
+
+struct Inner {
+    value: Zeroizing<String>,
+    encoded: Zeroizing<String>,
+    fingerprint: Fingerprint,
+    fetched_at: Instant,
+    expires_at: Instant,
+    accepted: AtomicBool,
+}
+
+impl Token {
+    /// Takes a token as WeChat issued it.
+    ///
+    /// `asked_at` is when the request was *sent*: counting from the answer would overrate the life by the time the
+    /// answer took. `life` is from then on.
+    ///
+    /// # Errors
+    /// A sentence on what is wrong with it, without a character of it.
+    pub fn new(value: &str, asked_at: Instant, life: Duration) -> Result<Self, &'static str> {
+        if value.is_empty() {
+            return Err("it is empty");
+        }
+        if value.len() > MAX_TOKEN_LENGTH {
+            return Err("it is longer than 4096 characters");
+        }
+        // SECURITY: real ones use just [A-Za-z0-9_-]; white space and controls would end a request line.
+        if !value.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("it has white space, a control or a non-ASCII character inside");
+        }
+        Ok(Self(Arc::new(Inner {
+            fingerprint: Fingerprint::of(value),
+            encoded: Zeroizing::new(percent_encode(value)),
+            value: Zeroizing::new(value.to_owned()),
+            fetched_at: asked_at,
+            expires_at: asked_at + life,
+            accepted: AtomicBool::new(false),
+        })))
+    }
+
+    /// The token itself. SECURITY: only for a store, and for masking it where it would leak.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0.value
+    }
+
+    /// The token percent-encoded, as it stands in a query. SECURITY: only for the wire to WeChat.
+    /// Kept, because encoding 512 characters on every call would cost more than the rest of the injection.
+    #[must_use]
+    pub fn expose_encoded(&self) -> &str {
+        &self.0.encoded
+    }
+
+    /// Its printable name.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// When it was asked for.
+    #[must_use]
+    pub fn fetched_at(&self) -> Instant {
+        self.0.fetched_at
+    }
+
+    /// When WeChat will no longer take it.
+    #[must_use]
+    pub fn expires_at(&self) -> Instant {
+        self.0.expires_at
+    }
+
+    /// Life left; zero when it is dead.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.0.expires_at.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it may still be sent.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        Instant::now() < self.0.expires_at
+    }
+
+    /// Notes that WeChat took it: a reply that was no refusal. One relaxed load on all but the first call.
+    pub fn mark_accepted(&self) {
+        if !self.0.accepted.load(Ordering::Relaxed) {
+            self.0.accepted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether WeChat ever took it.
+    #[must_use]
+    pub fn was_accepted(&self) -> bool {
+        self.0.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// Two tokens are equal when WeChat would not know them apart; their lives do not count.
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.value == other.0.value
+    }
+}
+impl Eq for Token {}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({})", self.0.fingerprint)
+    }
+}
+
+/// Escapes all but the unreserved characters of RFC 3986 2.3, so that no value can end the parameter it stands in.
+fn percent_encode(value: &str) -> String {
+    use fmt::Write;
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+/// The first 8 bytes of a token's SHA-256, written as 16 hex digits: enough to tell two tokens apart in a log and
+/// across replicas, useless for finding either.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 8]);
+
+impl Fingerprint {
+    fn of(value: &str) -> Self {
+        let digest = Sha256::digest(value.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        Self(first)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_life_is_counted_from_when_it_was_asked_for() {
+        let asked = Instant::now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        let token = Token::new("abc", asked, Duration::from_secs(10)).unwrap();
+        assert_eq!(token.remaining(), Duration::from_secs(7));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert!(!token.is_alive());
+        assert_eq!(token.remaining(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_token_prints_as_its_fingerprint_and_is_fit_for_a_query() {
+        let now = Instant::now();
+        let life = Duration::from_secs(7200);
+        let token = Token::new("50_Im7secretsecret", now, life).unwrap();
+        assert!(!format!("{token:?} {:?}", Some(&token)).contains("Im7"));
+        assert_eq!(token.fingerprint().to_string().len(), 16);
+        for bad in ["", "a b", "a\r\nX: y", "a\0", "微", &"a".repeat(4097)] {
+            assert!(Token::new(bad, now, life).is_err(), "{bad:?}");
+        }
+        let odd = Token::new("a+/=&#%x_-.~", now, life).unwrap();
+        assert_eq!(odd.expose_encoded(), "a%2B%2F%3D%26%23%25x_-.~");
+        assert!(Token::new(&"a".repeat(512), now, life).is_ok());
+        assert!(Token::new(&"a".repeat(4096), now, life).is_ok());
+    }
+}
