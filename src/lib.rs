@@ -19,10 +19,13 @@
 
 pub mod account;
 pub mod admin;
+pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod origin;
 pub mod proxy;
 pub mod server;
+pub mod signal;
+pub mod telemetry;
 pub mod tls;
 pub mod token;

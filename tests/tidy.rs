@@ -1,1 +1,452 @@
-//! stub
+//! Holds the house in shape: imports point only downward, files are short and say what they own, and what is
+//! banned stays out. The checks are functions on text, tested on bad samples, so that they can fail.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The layers from the bottom up; a module may use its own layer and those below.
+const LAYERS: &[&[&str]] = &[
+    &[
+        "body",
+        "credentials",
+        "error",
+        "metrics",
+        "origin",
+        "readiness",
+        "server",
+        "signal",
+        "telemetry",
+        "tls",
+    ],
+    &["token"],
+    &["account"],
+    &["admin", "proxy"],
+    &["config"],
+    &["app", "sim"],
+    &["demo"],
+    &["commands", "main"],
+];
+
+/// Who never knows whom, beside what the layers say.
+const STRANGERS: &[(&str, &str)] = &[("admin", "proxy"), ("proxy", "admin"), ("app", "sim"), ("sim", "app")];
+
+/// Who may know the simulator: it is for laptops and tests, and a served call never meets it.
+const KNOWS_SIM: &[&str] = &["sim", "demo", "commands", "main"];
+
+/// The longest a file may be.
+const MAX_LINES: usize = 700;
+
+/// What may stand at the top of the repository, beside names that begin with a dot and licenses.
+const TOP: &[&str] = &[
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "Dockerfile",
+    "README.md",
+    "README.zh-CN.md",
+    "SECURITY.md",
+    "benches",
+    "clippy.toml",
+    "deny.toml",
+    "examples",
+    "rustfmt.toml",
+    "src",
+    "target",
+    "tests",
+];
+
+#[test]
+fn imports_point_only_downward() {
+    report(sources().flat_map(|(path, text)| imports(&path, &text)));
+}
+
+#[test]
+fn every_file_says_what_it_owns_and_is_short() {
+    report(sources().flat_map(|(path, text)| shape(&path, &text)));
+}
+
+#[test]
+fn what_is_banned_stays_out() {
+    report(sources().flat_map(|(path, text)| banned(&path, &text)));
+}
+
+#[test]
+fn the_top_of_the_repository_holds_only_what_belongs_there() {
+    let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name());
+    report(entries.filter_map(|name| top(&name.to_string_lossy())));
+}
+
+// What is checked.
+
+/// Every import of a file that its layer forbids.
+fn imports(path: &Path, text: &str) -> Vec<String> {
+    let module = module_path(path);
+    let Some(from) = module.first() else { return Vec::new() };
+    // lib.rs names every module; a file of tests may use what it likes.
+    if from == "lib" || module.iter().any(|part| part == "tests") {
+        return Vec::new();
+    }
+    let Some(layer) = layer(from) else {
+        return vec![format!("{}: {from} is in no layer; give it one in tests/tidy.rs", path.display())];
+    };
+    let mut found = Vec::new();
+    for to in used_modules(&module, &without_tests(&code(text))) {
+        let why = match layer_or_unknown(&to) {
+            None => "which is in no layer; give it one in tests/tidy.rs",
+            Some(other) if other > layer => "which lies above it",
+            Some(_) if STRANGERS.contains(&(from.as_str(), to.as_str())) => {
+                "and the two must not know each other"
+            }
+            Some(_) if to == "sim" && !KNOWS_SIM.contains(&from.as_str()) => "which only commands may",
+            Some(_) => continue,
+        };
+        found.push(format!("{}: {from} uses {to}, {why}", path.display()));
+    }
+    found
+}
+
+/// A file that is too long, or does not begin with what it owns.
+fn shape(path: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    if !text.starts_with("//! ") {
+        found.push(format!("{}: begin it with //! and what it owns", path.display()));
+    }
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        found.push(format!("{}: {lines} lines; split it, {MAX_LINES} is the most", path.display()));
+    }
+    found
+}
+
+/// `unsafe`, and the clock that tests cannot pause.
+fn banned(path: &Path, text: &str) -> Vec<String> {
+    let code = code(text);
+    let words = words(&code);
+    let mut found = Vec::new();
+    if words.contains(&"unsafe") {
+        found.push(format!("{}: has unsafe", path.display()));
+    }
+    // A path or a group: std::time::Instant, std::time::{Duration, Instant}.
+    for (at, _) in code.match_indices("std::time::") {
+        let rest = &code[at + "std::time::".len()..];
+        let named = if rest.starts_with('{') { group(rest) } else { rest.split(';').next().unwrap_or(rest) };
+        let first = self::words(named);
+        if (rest.starts_with('{') && first.contains(&"Instant")) || first.first() == Some(&"Instant") {
+            found.push(format!("{}: has std::time::Instant; use tokio::time::Instant", path.display()));
+        }
+    }
+    found
+}
+
+/// A name that does not belong at the top.
+fn top(name: &str) -> Option<String> {
+    let belongs = TOP.contains(&name) || name.starts_with('.') || name.starts_with("LICENSE");
+    (!belongs).then(|| format!("{name} does not belong at the top of the repository"))
+}
+
+// How it is found.
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file, as `src/…`, and its text.
+fn sources() -> impl Iterator<Item = (PathBuf, String)> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a source folder can be listed") {
+            let path = entry.expect("a source folder can be listed").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source file can be read");
+                files.insert(path.strip_prefix(root()).expect("sources lie below the root").to_owned(), text);
+            }
+        }
+    }
+    assert!(files.len() > 5, "the sources are not where this test looks for them");
+    files.into_iter()
+}
+
+fn report(problems: impl Iterator<Item = String>) {
+    let problems: Vec<String> = problems.collect();
+    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+/// `src/proxy/route.rs` is `[proxy, route]`.
+fn module_path(path: &Path) -> Vec<String> {
+    let path = path.with_extension("");
+    let mut parts: Vec<_> = path.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts.len() > 1 && parts.last().is_some_and(|part| part == "mod") {
+        parts.pop();
+    }
+    parts
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// A capital begins an item, which cannot be a module.
+fn layer_or_unknown(name: &str) -> Option<usize> {
+    if name.starts_with(char::is_uppercase) { Some(0) } else { layer(name) }
+}
+
+/// The top-level modules that code names, through `crate::` or enough `super::`.
+fn used_modules(module: &[String], code: &str) -> Vec<String> {
+    let mut used = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        // Not `$crate::` of a macro, nor `mycrate::`.
+        if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            used.extend(first_names(&code[at + "crate::".len()..]));
+        }
+    }
+    for (at, _) in code.match_indices("super::") {
+        if code[..at].ends_with("super::") || code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+        {
+            continue;
+        }
+        let mut rest = &code[at..];
+        let mut up = 0;
+        while let Some(further) = rest.strip_prefix("super::") {
+            rest = further;
+            up += 1;
+        }
+        // Within a module written in its parent's file this is one too many, so only known modules count.
+        if up >= module.len() {
+            used.extend(first_names(rest).into_iter().filter(|name| layer(name).is_some()));
+        }
+    }
+    used.sort();
+    used.dedup();
+    used
+}
+
+/// The first name of a path, or of each path in a group: `a::b` is `[a]`, `{a::b, c::{d, e}}` is `[a, c]`.
+fn first_names(path: &str) -> Vec<String> {
+    let name = |path: &str| words(path).first().map(|word| (*word).to_owned());
+    if !path.starts_with('{') {
+        return name(path).into_iter().filter(|_| path.starts_with(|c: char| c.is_alphabetic())).collect();
+    }
+    let mut names = Vec::new();
+    let (mut depth, mut begins) = (0, 1);
+    for (at, c) in group(path).char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if (c == ',' && depth == 1) || depth == 0 {
+            names.extend(name(&path[begins..at]));
+            begins = at + 1;
+        }
+    }
+    names
+}
+
+/// From the opening brace it begins with to the closing one.
+fn group(text: &str) -> &str {
+    let mut depth = 0_usize;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..=at];
+        }
+    }
+    text
+}
+
+fn words(code: &str) -> Vec<&str> {
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect()
+}
+
+/// Code without what follows `#[cfg(test)]`: tests may use what they like.
+fn without_tests(code: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = code;
+    while let Some((before, after)) = rest.split_once("#[cfg(test)]") {
+        kept.push_str(before);
+        let brace = after.find('{').unwrap_or(after.len());
+        let semicolon = after.find(';').unwrap_or(after.len());
+        rest = if semicolon < brace {
+            &after[semicolon + 1..]
+        } else {
+            let block = &after[brace..];
+            &block[group(block).len()..]
+        };
+    }
+    kept + rest
+}
+
+/// Rust without comments, and with strings and characters emptied.
+fn code(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let skip = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if let Some(length) = raw_string(rest).filter(|_| !ends_in_word(&out)) {
+            out.push_str("\"\"");
+            length
+        } else if c == '"' {
+            out.push_str("\"\"");
+            quoted(rest, '"')
+        } else if c == '\'' && is_char(rest) {
+            out.push_str("' '");
+            quoted(rest, '\'')
+        } else {
+            out.push(c);
+            c.len_utf8()
+        };
+        rest = &rest[skip..];
+    }
+    out
+}
+
+fn ends_in_word(text: &str) -> bool {
+    text.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+}
+
+/// How long a block comment is; they nest.
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        if text[at..].starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if text[at..].starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                break;
+            }
+        } else {
+            at += text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    at
+}
+
+/// How long a raw string is, if one begins here: `r"…"`, `br#"…"#`.
+fn raw_string(text: &str) -> Option<usize> {
+    let after = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
+    let hashes = after.len() - after.trim_start_matches('#').len();
+    let body = after[hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let head = text.len() - body.len();
+    Some(body.find(&end).map_or(text.len(), |at| head + at + end.len()))
+}
+
+/// How long a quoted string or character is.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// A character, and not a lifetime.
+fn is_char(text: &str) -> bool {
+    let mut chars = text.chars().skip(1);
+    matches!((chars.next(), chars.next()), (Some('\\'), _) | (Some(_), Some('\'')))
+}
+
+// That it can fail.
+
+fn found(path: &str, text: &str) -> String {
+    imports(Path::new(path), text).join("\n")
+}
+
+#[test]
+fn an_import_that_points_up_is_found_in_every_spelling() {
+    for (path, text) in [
+        ("src/token.rs", "use crate::proxy::route;"),
+        ("src/token/keeper.rs", "use crate::account::Config;"),
+        ("src/token/keeper.rs", "use super::super::account::Config;"),
+        ("src/error.rs", "use super::token::Token;"),
+        ("src/error.rs", "fn f() { crate::token::keeper::go() }"),
+        ("src/error.rs", "pub(crate) use crate::{origin::Origin, token::{Token, Reason}};"),
+        ("src/error.rs", "use crate::{\n    // why\n    token,\n};"),
+        ("src/server.rs", "use crate::config::Config;"),
+        ("src/admin.rs", "use crate::config::settings;"),
+        ("src/proxy/route.rs", "use crate::app;"),
+        ("src/config.rs", "use crate::app::App;"),
+        ("src/proxy/mod.rs", "use crate::config::Config;"),
+        ("src/error.rs", "#[cfg(test)]\nmod tests { use crate::app; }\nuse crate::token::Token;"),
+        ("src/error.rs", "const A: char = '\"'; use crate::token::Token; const B: char = '\"';"),
+    ] {
+        assert!(found(path, text).contains("lies above"), "{path}: {text}");
+    }
+}
+
+#[test]
+fn planes_that_must_not_know_each_other_are_kept_apart() {
+    assert!(found("src/admin.rs", "use crate::proxy::Proxy;").contains("must not know"));
+    assert!(found("src/proxy/route.rs", "use crate::admin::Config;").contains("must not know"));
+    assert!(found("src/sim/rules.rs", "use crate::app::App;").contains("must not know"));
+    assert!(found("src/app.rs", "use crate::sim::Sim;").contains("must not know"));
+    assert!(found("src/config/cli.rs", "use crate::sim::Config;").contains("lies above"));
+    assert!(found("src/stray.rs", "").contains("in no layer"));
+    assert!(found("src/app.rs", "use crate::stray::Thing;").contains("in no layer"));
+}
+
+#[test]
+fn what_only_looks_like_an_import_is_left_alone() {
+    for (path, text) in [
+        ("src/error.rs", "// use crate::token::Token;\n/* crate::app /* crate::app */ crate::app */"),
+        ("src/error.rs", "const A: &str = \"crate::token\\\" crate::app\";"),
+        ("src/error.rs", "const A: &str = r#\"crate::token \" crate::app\"#;"),
+        ("src/error.rs", "fn f<'a>(a: &'a str) {} // crate::app '"),
+        ("src/error.rs", "#[cfg(test)]\nmod tests {\n use crate::app; const A: char = '}';\n}\n"),
+        ("src/error.rs", "#[cfg(test)]\nmod tests;\n#[cfg(test)] use crate::app;"),
+        ("src/error.rs", "use othercrate::app; $crate::app!();"),
+        ("src/token/keeper.rs", "use super::{Token, store}; use super::super::origin::Origin;"),
+        ("src/main.rs", "use wechat_sidecar::sim; use crate::commands;"),
+        ("src/demo.rs", "use crate::{app, sim};"),
+        ("src/lib.rs", "pub mod sim; use crate::sim;"),
+        ("src/token/tests.rs", "use crate::sim;"),
+        ("src/proxy/call.rs", "use crate::proxy::upstream; use crate::server; use crate::token::Token;"),
+    ] {
+        assert_eq!(found(path, text), "", "{path}: {text}");
+    }
+}
+
+#[test]
+fn a_shapeless_or_banned_file_is_found() {
+    let path = Path::new("src/x.rs");
+    assert_eq!(shape(path, "use a;\n").len(), 1);
+    assert_eq!(shape(path, &"//! x\n".repeat(MAX_LINES + 1)).len(), 1);
+    assert!(shape(path, &"//! x\n".repeat(MAX_LINES)).is_empty());
+    for bad in [
+        "unsafe { x() }",
+        "use std::time::Instant;",
+        "use std::time::{Duration, Instant};",
+        "let t = std::time::Instant::now();",
+    ] {
+        assert_eq!(banned(path, bad).len(), 1, "{bad}");
+    }
+    for good in [
+        "// unsafe",
+        "let unsafe_code = \"unsafe\";",
+        "use std::time::Duration; use tokio::time::Instant;",
+        "let t: (std::time::Duration, Instant);",
+    ] {
+        assert!(banned(path, good).is_empty(), "{good}");
+    }
+    assert!(top("notes.txt").is_some() && top("docs").is_some());
+    assert!(top("LICENSE-MIT").is_none() && top(".gitignore").is_none() && top("src").is_none());
+}

@@ -1,0 +1,348 @@
+//! What was asked for: [`Config`], the struct of every component's own configuration, and [`load`], which fills it
+//! from flags, the environment and a file.
+//!
+//! Components declare what they need and never look here. All problems are told at once, each with the place it was
+//! found at, its value (never a secret's) and what to do about it.
+
+pub mod cli;
+pub mod settings;
+
+mod file;
+mod problem;
+mod reader;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
+use crate::origin::Origin;
+use crate::tls::ExtraRoots;
+use crate::token::source::Endpoint;
+use crate::{account, admin, proxy, server, telemetry, token};
+
+use file::Table;
+use reader::{Reader, names_an_account, take};
+use settings::Verb;
+use values::{Parsed, Refusal};
+
+pub use problem::{Place, Problem, Problems};
+pub use sources::Flags;
+
+/// Most workers that are started unasked: a sidecar shares its machine with the app it serves.
+const MOST_WORKERS: usize = 4;
+
+/// Everything a sidecar needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where and with how many workers calls are accepted.
+    pub server: server::Config,
+    /// The limits of a call.
+    pub proxy: proxy::Config,
+    /// Where WeChat is and how long it may take.
+    pub upstream: proxy::upstream::Config,
+    /// What all accounts' token fetches have in common.
+    pub source: Source,
+    /// The accounts, no appid twice; the first is the default. Never empty.
+    pub accounts: Vec<account::Config>,
+    /// Where probes are answered.
+    pub admin: admin::Config,
+    /// What is logged and how.
+    pub telemetry: telemetry::Config,
+    /// How long calls in flight may finish after a stop was asked for.
+    pub grace_period: Duration,
+    /// What works, but a person should know; for the log, once it is set up.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Where and how patiently this account's tokens are fetched.
+    #[must_use]
+    pub fn source_for(&self, account: &account::Config) -> token::source::Config {
+        token::source::Config {
+            endpoint: account.endpoint,
+            origin: self.source.origin.clone(),
+            roots: self.source.roots.clone(),
+            connect_timeout: self.source.connect_timeout,
+            fetch_timeout: self.source.fetch_timeout,
+        }
+    }
+}
+
+/// What all accounts' token fetches have in common.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// WeChat.
+    pub origin: Origin,
+    /// Roots to trust beside Mozilla's.
+    pub roots: ExtraRoots,
+    /// The longest a connection may take.
+    pub connect_timeout: Duration,
+    /// The longest a whole fetch may take.
+    pub fetch_timeout: Duration,
+}
+
+/// Reads everything: the flags, the environment, and the file and secret files they name.
+///
+/// # Errors
+/// Every problem there is.
+pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Config, Problems> {
+    let mut reader = Reader::new(Verb::Run, flags, env);
+    let accounts = accounts(&mut reader);
+    let listen = reader.listen("listen");
+    let admin_listen = reader.listen("admin_listen");
+    let origin = reader.value("upstream", values::origin);
+    let roots = roots(&mut reader);
+    reader.value("store", values::store);
+    let telemetry = reader.telemetry();
+    let connect_timeout = reader.duration("connect_timeout");
+    let response_timeout = reader.duration("response_timeout");
+    let idle_timeout = reader.duration("idle_timeout");
+    let fetch_timeout = reader.duration("fetch_timeout");
+    let token_wait = reader.duration("token_wait");
+    let grace_period = reader.duration("grace_period");
+    let workers = workers(&mut reader);
+    let replay_limit = reader.size("replay_limit");
+    let replay_budget = reader.size("replay_budget");
+    let max_body = reader.size("max_body");
+    let max_head = reader.size("max_head").and_then(|size| usize::try_from(size).ok());
+
+    if let (Some(listen), Some(admin)) = (listen, admin_listen) {
+        let everywhere = listen.ip().is_unspecified() || admin.ip().is_unspecified();
+        if listen.port() != 0 && listen.port() == admin.port() && (listen.ip() == admin.ip() || everywhere) {
+            let what = format!("It is {admin}, and calls are accepted on {listen}: the same port.");
+            let problem =
+                Problem::new("admin_listen", reader.place("admin_listen"), what, "give it another port");
+            reader.problems.push(problem);
+        }
+    }
+    if let (Some(limit), Some(budget)) = (replay_limit, replay_budget)
+        && limit > budget
+    {
+        let (limit, budget) = (values::show_size(limit), values::show_size(budget));
+        let place = match reader.place("replay_limit") {
+            Place::Nowhere => reader.place("replay_budget"),
+            place => place,
+        };
+        reader.problems.push(Problem::new(
+            "replay_limit",
+            place,
+            format!(
+                "One kept body may take {limit}, but all of them together only {budget} (replay_budget)."
+            ),
+            format!("raise replay_budget to {limit} or more, or lower replay_limit to {budget} or less"),
+        ));
+    }
+
+    // A closure, for its `?`: whatever is missing has left a problem.
+    let mut config = (|| {
+        let (origin, roots) = (origin?, roots?);
+        let connect_timeout = connect_timeout?;
+        Some(Config {
+            server: server::Config { listen: listen?, workers: workers?, max_head: max_head? },
+            proxy: proxy::Config {
+                max_body: max_body?,
+                replay_limit: replay_limit?,
+                replay_budget: replay_budget?,
+                token_wait: token_wait?,
+            },
+            upstream: proxy::upstream::Config {
+                origin: origin.clone(),
+                roots: roots.clone(),
+                connect_timeout,
+                response_timeout: response_timeout?,
+                idle_timeout: idle_timeout?,
+            },
+            source: Source { origin, roots, connect_timeout, fetch_timeout: fetch_timeout? },
+            accounts,
+            admin: admin::Config { listen: admin_listen? },
+            telemetry: telemetry?,
+            grace_period: grace_period?,
+            warnings: Vec::new(),
+        })
+    })();
+    if let Some(config) = &mut config {
+        config.warnings = std::mem::take(&mut reader.sources.warnings);
+        warn(config);
+    }
+    reader.finish(config)
+}
+
+/// Adds what works, but a person should know.
+fn warn(config: &mut Config) {
+    let listen = config.server.listen;
+    if !listen.ip().is_loopback() {
+        config.warnings.push(format!(
+            "listen = {listen} is reachable from other machines, and whoever reaches it can act as the account; \
+             keep it on 127.0.0.1 unless a firewall or a network policy guards the port"
+        ));
+    }
+    for account in config.accounts.iter().filter(|account| account.endpoint == Endpoint::Classic) {
+        config.warnings.push(format!(
+            "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
+             else may fetch tokens for this appid; run one replica, or use stable_token",
+            account.appid
+        ));
+    }
+    let strangers =
+        telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
+    for target in strangers.unwrap_or_default() {
+        config.warnings.push(format!(
+            "log opens {target} beyond info, and other crates' lines may show a URL with its access_token; \
+             leave {target} out unless you are looking for a fault"
+        ));
+    }
+}
+
+/// The top-level account, if one is named, and the file's `[[account]]` tables, in this order.
+fn accounts(reader: &mut Reader) -> Vec<account::Config> {
+    let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
+    let values = std::mem::take(&mut reader.sources.values);
+    let tables = std::mem::take(&mut reader.sources.accounts);
+    let mut accounts: Vec<(account::Config, Place)> = Vec::new();
+    if names_an_account(&values) || tables.is_empty() {
+        accounts.extend(account(reader, &values, None, endpoint));
+    }
+    for (table, place) in &tables {
+        let Some((account, at)) = account(reader, table, Some(place), endpoint) else { continue };
+        if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
+            let what = format!("This account is configured twice; first here: {first}.");
+            let mut problem = Problem::new("appid", at, what, "keep one of them");
+            problem.value = Some(problem::shown(account.appid.as_str()));
+            reader.problems.push(problem);
+        } else {
+            accounts.push((account, at));
+        }
+    }
+    reader.sources.values = values;
+    accounts.into_iter().map(|(account, _)| account).collect()
+}
+
+/// One account of a table, and where its appid was written; `None` and problems when it is not whole.
+///
+/// `begins` is where an `[[account]]` begins, `None` for the top-level account.
+fn account(
+    reader: &mut Reader,
+    table: &Table,
+    begins: Option<&Place>,
+    inherited: Endpoint,
+) -> Option<(account::Config, Place)> {
+    let appid = match table.get("appid") {
+        Some(written) => take(&mut reader.problems, "appid", written, values::appid)
+            .map(|appid| (appid, written.place.clone())),
+        None => {
+            missing(reader, "appid", begins);
+            None
+        }
+    };
+    let secret = secret(reader, table, begins);
+    let endpoint = match table.get("token_endpoint").filter(|_| begins.is_some()) {
+        Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
+        None => Some(inherited),
+    };
+    let (appid, place): (AppId, Place) = appid?;
+    let (secret, secret_origin) = secret?;
+    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+}
+
+fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {
+    match (table.get("secret"), table.get("secret_file")) {
+        (Some(written), None) => {
+            let secret = take(&mut reader.problems, "secret", written, values::secret)?;
+            Some((secret, SecretOrigin::Value))
+        }
+        (None, Some(written)) => take(&mut reader.problems, "secret_file", written, |text| {
+            let path = reader::path(text, &written.place)?;
+            // SECURITY: a message about a file names its path, which here is the secret.
+            if values::looks_like_a_secret(text) && !path.exists() {
+                let what = "it looks like an AppSecret, not like the path of a file that holds one";
+                return Err(Refusal {
+                    hide: true,
+                    ..Refusal::new(what, "give it as `secret` (WECHAT_SIDECAR_SECRET), or name a file")
+                });
+            }
+            let secret = read_secret_file(&path).map_err(|told| Refusal::from_sentence(&told))?;
+            Ok((secret, SecretOrigin::File(path)))
+        }),
+        (Some(value), Some(file)) => {
+            let what = format!("The secret is given twice: here, and as secret_file ({}).", file.place);
+            reader.problems.push(Problem::new("secret", value.place.clone(), what, "keep one of them"));
+            None
+        }
+        (None, None) => {
+            missing(reader, "secret", begins);
+            None
+        }
+    }
+}
+
+/// Notes that an account lacks its appid or its secret.
+fn missing(reader: &mut Reader, key: &str, begins: Option<&Place>) {
+    // A file that could not be read may hold it, and whatever was wrong with it is told already.
+    let number = |place: &Place| match place {
+        Place::File { account, .. } => *account,
+        Place::Flag(_) | Place::Env(_) | Place::Nowhere => None,
+    };
+    let told = reader.problems.iter().any(|problem| {
+        (problem.key == key || (key == "secret" && problem.key == "secret_file"))
+            && number(&problem.place) == begins.and_then(number)
+    });
+    if reader.sources.file_failed || told {
+        return;
+    }
+    let env = settings::get(key).env();
+    let problem = match begins {
+        Some(place) => {
+            let remedy = if key == "secret" {
+                "add secret or secret_file to it"
+            } else {
+                "add appid = \"wx…\" to it"
+            };
+            Problem::new(key, place.clone(), format!("This account has no {key}."), remedy)
+        }
+        None => {
+            let what = if reader.sources.empty_env.contains(&env) {
+                format!("{env} is set, but empty, and the sidecar needs it to fetch tokens.")
+            } else {
+                "The sidecar needs it to fetch tokens.".to_owned()
+            };
+            let remedy = if key == "secret" {
+                format!("set {env}, or name a file that holds the AppSecret with --secret-file")
+            } else {
+                format!("give --appid wx…, or set {env}")
+            };
+            Problem::new(key, Place::Nowhere, what, remedy)
+        }
+    };
+    reader.problems.push(problem);
+}
+
+fn endpoint(text: &str) -> Parsed<Endpoint> {
+    Ok(match values::one_of(text, &["stable_token", "token"])? {
+        0 => Endpoint::Stable,
+        _ => Endpoint::Classic,
+    })
+}
+
+fn roots(reader: &mut Reader) -> Option<ExtraRoots> {
+    let Some(written) = reader.sources.values.get("upstream_ca_file") else {
+        return Some(ExtraRoots::default());
+    };
+    take(&mut reader.problems, "upstream_ca_file", written, |text| {
+        let path = reader::path(text, &written.place)?;
+        ExtraRoots::read(&path).map_err(|told| Refusal::from_sentence(&told))
+    })
+}
+
+fn workers(reader: &mut Reader) -> Option<NonZeroUsize> {
+    if reader.sources.values.contains_key("workers") {
+        return reader.count("workers").and_then(NonZeroUsize::new);
+    }
+    // On Linux this knows the cgroup's quota and the affinity mask.
+    let given = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(given.min(MOST_WORKERS))
+}
