@@ -22,6 +22,10 @@ use zeroize::Zeroizing;
 /// (`wechat-api.md` 1); above this it is not a token but something that went wrong.
 pub const MAX_TOKEN_LENGTH: usize = 4096;
 
+/// All but the unreserved characters of RFC 3986 2.3 is escaped, so that no value can end the parameter it stands in.
+const ESCAPED: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// An access token, how long it lives, and a name for it that may be printed.
 ///
 /// Cheap to clone: every call in flight holds the one it went out with, so that a refresh can name it.
@@ -138,19 +142,9 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Escapes all but the unreserved characters of RFC 3986 2.3, so that no value can end the parameter it stands in.
-fn percent_encode(value: &str) -> String {
-    use fmt::Write;
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+/// A value as it stands in a query. SECURITY: as secret as what went in.
+pub(crate) fn percent_encode(value: &str) -> String {
+    percent_encoding::utf8_percent_encode(value, ESCAPED).to_string()
 }
 
 /// The first 8 bytes of a token's SHA-256, written as 16 hex digits: enough to tell two tokens apart in a log and
