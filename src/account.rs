@@ -1,6 +1,13 @@
-//! stub
+//! Who we are: an [`Account`] is one WeChat appid with its secret, the keeper of its token, and the placeholder its
+//! apps get instead.
+
+use zeroize::Zeroizing;
+
 use crate::credentials::{AppId, Secret, SecretOrigin};
+use crate::token::keeper::TokenKeeper;
+use crate::token::percent_encode;
 use crate::token::source::Endpoint;
+
 /// One WeChat account as it was configured.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -12,4 +19,95 @@ pub struct Config {
     pub secret_origin: SecretOrigin,
     /// Which endpoint issues its token.
     pub endpoint: Endpoint,
+}
+
+/// One WeChat account at work. Cheap to clone.
+#[derive(Clone)]
+pub struct Account {
+    appid: AppId,
+    secret: Secret,
+    encoded_secret: Zeroizing<String>,
+    keeper: TokenKeeper,
+    placeholder: String,
+}
+
+impl Account {
+    /// An account whose token `keeper` keeps.
+    #[must_use]
+    pub fn new(appid: AppId, secret: Secret, keeper: TokenKeeper) -> Self {
+        let encoded_secret = Zeroizing::new(percent_encode(secret.expose()));
+        Self { placeholder: placeholder(&appid), appid, secret, encoded_secret, keeper }
+    }
+
+    /// Its public name.
+    #[must_use]
+    pub fn appid(&self) -> &AppId {
+        &self.appid
+    }
+
+    /// Its AppSecret.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// Its AppSecret as it stands in a query. SECURITY: only for the wire to WeChat.
+    #[must_use]
+    pub fn encoded_secret(&self) -> &str {
+        &self.encoded_secret
+    }
+
+    /// Its token.
+    #[must_use]
+    pub fn keeper(&self) -> &TokenKeeper {
+        &self.keeper
+    }
+
+    /// What its apps get in place of a token.
+    #[must_use]
+    pub fn placeholder(&self) -> &str {
+        &self.placeholder
+    }
+}
+
+const PLACEHOLDER_HEAD: &str = "WECHAT-SIDECAR_";
+const PLACEHOLDER_TAIL: &str = "_not-a-token_the-sidecar-puts-the-real-one-into-each-call";
+
+/// The token an app is given: constant per account over restarts, replicas and versions, because SDKs keep it in
+/// files and Redis (`sdks.md` 3); `[A-Za-z0-9_-]`, because some paste it into a URL unescaped; not made from the
+/// secret; and naming its account, so that one base URL serves several.
+fn placeholder(appid: &AppId) -> String {
+    format!("{PLACEHOLDER_HEAD}{appid}{PLACEHOLDER_TAIL}")
+}
+
+/// Whether a token is a placeholder, of this installation or another, whole or cut: never for WeChat's eyes.
+#[must_use]
+pub fn is_placeholder(token: &str) -> bool {
+    token.starts_with(PLACEHOLDER_HEAD)
+}
+
+/// The appid a placeholder names, if `token` is one.
+#[must_use]
+pub fn placeholder_appid(token: &str) -> Option<&str> {
+    token.strip_prefix(PLACEHOLDER_HEAD)?.strip_suffix(PLACEHOLDER_TAIL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placeholder_names_its_account_and_needs_no_escape() {
+        let appid = AppId::parse("wx0123456789abcdef").unwrap();
+        let placeholder = placeholder(&appid);
+        assert_eq!(
+            placeholder,
+            "WECHAT-SIDECAR_wx0123456789abcdef_not-a-token_the-sidecar-puts-the-real-one-into-each-call",
+            "apps have it in files and Redis: it never changes"
+        );
+        assert_eq!(placeholder_appid(&placeholder), Some("wx0123456789abcdef"));
+        assert!(placeholder.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'));
+        assert_eq!(placeholder_appid("50_real"), None);
+        assert_eq!(placeholder_appid(&placeholder[..placeholder.len() - 1]), None);
+    }
 }

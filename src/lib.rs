@@ -10,15 +10,16 @@
 //! - **Data**: [`server`] accepts on workers, each a thread with its own runtime, listener and upstream
 //!   connections; [`proxy`] carries a call. Nothing on this way crosses a thread or takes a lock.
 //! - **Control**: [`token`] keeps each account's token alive, on the control thread.
-//! - **Operator**: `config` reads what was asked for, [`admin`] shows what is, `app` wires it all.
+//! - **Operator**: [`config`] reads what was asked for, [`admin`] shows what is, [`app`] wires it all.
 //!
 //! # Modules in reading order
-//! `app`, [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`tls`], `telemetry`, `signal`. `sim` is WeChat itself,
+//! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
+//! [`error`], [`credentials`], [`origin`], [`tls`], [`telemetry`], [`signal`]. `sim` is WeChat itself,
 //! as far as we know it, for tests and laptops.
 
 pub mod account;
 pub mod admin;
+pub mod app;
 pub mod config;
 pub mod credentials;
 pub mod error;

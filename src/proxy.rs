@@ -1,6 +1,44 @@
-//! stub
+//! THE WAY: what happens to a request, in what order. The data plane's front page.
+//!
+//! `accept → record → route → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
+//!
+//! [`Proxy::exchange`] reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
+//! [`call`] holds the body, [`inject`] writes the query, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
+//! token, [`reply`] carries the answer back, [`record`] writes the line. [`answer`] is for what is never forwarded.
+//!
+//! A call goes upstream twice only because WeChat said that the token it carried was bad (40001, 40014, 42001).
+//! Never because of a timeout, a reset or -1: a message sent twice is worse than an error.
+
+pub mod answer;
+pub mod call;
+pub mod inject;
+pub mod inspect;
+pub mod record;
+pub mod reply;
+pub mod route;
 pub mod upstream;
+
 use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::account::{self, Account};
+use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
+use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
+use crate::proxy::inject::InjectError;
+use crate::proxy::inspect::{Inspector, Verdict};
+use crate::proxy::record::Record;
+use crate::proxy::reply::Outbound;
+use crate::proxy::route::{Action, Route, Routes, SecretForm};
+use crate::proxy::upstream::{NotAnswered, Reply, Upstream};
+use crate::server::{Connection, Handler};
+use crate::token::Token;
+use crate::token::keeper::Refresh;
+
 /// The limits of a call.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -12,4 +50,247 @@ pub struct Config {
     pub replay_budget: u64,
     /// The longest a call waits for a token.
     pub token_wait: Duration,
+}
+
+/// One worker's proxy: the routes, its own way to WeChat, and the limits.
+pub struct Proxy {
+    routes: Routes,
+    upstream: Upstream,
+    limits: Limits,
+    token_wait: Duration,
+    host: HeaderValue,
+}
+
+/// What became of a call: WeChat's answer, or one of ours.
+enum Answer {
+    WeChats(Reply),
+    Ours(Response<bytes::Bytes>),
+}
+
+impl Handler for Proxy {
+    type Body = Outbound;
+
+    async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Response<Outbound> {
+        let mut record = Record::open(&request);
+        let http10 = request.version() < Version::HTTP_11;
+        match self.exchange(request, &mut record).await {
+            Ok(Answer::WeChats(reply)) => Outbound::wechats(reply, http10, connection, record),
+            Ok(Answer::Ours(reply)) => Outbound::ours(reply, None, record),
+            Err(failure) => {
+                tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
+                Outbound::failure(&failure, record)
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// A worker's proxy. `budget` is shared by all of them.
+    #[must_use]
+    pub fn new(config: &Config, routes: Routes, upstream: Upstream, budget: ReplayBudget) -> Self {
+        let limits = Limits {
+            max_body: config.max_body,
+            replay_limit: config.replay_limit,
+            idle_timeout: upstream.config().idle_timeout,
+            budget,
+        };
+        let host = upstream.config().origin.host_header();
+        Self { routes, upstream, limits, token_wait: config.token_wait, host }
+    }
+
+    /// The way to WeChat, for the sweep of idle connections.
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// Carries one request to WeChat and the reply back.
+    async fn exchange(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Failure> {
+        // route: whose credential, and where it goes.
+        let route = self.routes.find(request.method(), request.uri())?;
+        record.account(route.account.appid());
+        match route.action {
+            Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
+            Action::AnswerUnknownAppid => return Ok(Answer::Ours(answer::unknown_appid())),
+            Action::AppendToken | Action::AppendSecret(_) | Action::KeepUserToken => {}
+        }
+
+        // hold: the body is kept while it goes out, or held whole if it has no length.
+        let mut call = Call::hold(request, &self.host, &self.limits).await?;
+        if route.action.carries_token() && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
+            // A refusal in gzip or brotli would go unseen.
+            call.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+
+        // credential: the token that lives, or the one that a fetch in flight will bring.
+        let token = self.credential(&route, record).await?;
+
+        // inject, forward.
+        let target = write_credential(&route, token.as_ref())?;
+        let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
+
+        // inspect: did WeChat refuse the token?
+        let Some(token) = token else { return Ok(answered(reply, record)) };
+        let refused = match self.inspect(&mut reply, record).await? {
+            Verdict::Refused(errcode) => errcode,
+            Verdict::Clean | Verdict::Undecided => {
+                if reply.head.status == StatusCode::OK {
+                    token.mark_accepted();
+                }
+                call.let_go();
+                return Ok(answered(reply, record));
+            }
+        };
+        record.refused = Some(refused);
+
+        // refresh: it names the token that was refused, whether this call can go again or not.
+        let asked_at = Instant::now();
+        let refresh = route.account.keeper().refresh(&token, refused, self.token_wait).await;
+        record.token_wait += asked_at.elapsed();
+        let fresh = match refresh {
+            Refresh::Another(fresh) | Refresh::Same(fresh) => fresh,
+            Refresh::No(why) => {
+                tracing::debug!(errcode = refused, "a refused call goes back as it came: {why}");
+                return Ok(answered(reply, record));
+            }
+        };
+
+        // replay: once, the very same bytes. Whatever comes back goes to the app.
+        if !call.again().await {
+            return Ok(answered(reply, record));
+        }
+        let target = write_credential(&route, Some(&fresh))?;
+        match self.forward(&call, target, record).await {
+            Ok(mut second) => {
+                if matches!(self.inspect(&mut second, record).await?, Verdict::Clean)
+                    && second.head.status == StatusCode::OK
+                {
+                    fresh.mark_accepted();
+                }
+                Ok(answered(second, record))
+            }
+            // WeChat saw it just once, so the app gets what WeChat said.
+            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, record)),
+            // It may have taken effect: the refusal would be a lie, and the app's own retry a second message.
+            Err(NotAnswered { failure, .. }) => Err(failure),
+        }
+    }
+
+    /// The token the call will carry, if its route wants one.
+    async fn credential(&self, route: &Route<'_>, record: &mut Record) -> Result<Option<Token>, Failure> {
+        if !route.action.carries_token() {
+            return Ok(None);
+        }
+        let keeper = route.account.keeper();
+        if let Some(token) = keeper.current() {
+            return Ok(Some(token));
+        }
+        let asked_at = Instant::now();
+        let waited = keeper.token(self.token_wait).await;
+        record.token_wait += asked_at.elapsed();
+        waited.map(Some).map_err(|unavailable| Failure {
+            cause: Cause::NoToken,
+            message: unavailable.message,
+            retry_after: Some(unavailable.retry_after),
+        })
+    }
+
+    async fn forward(
+        &self,
+        call: &Call,
+        target: PathAndQuery,
+        record: &mut Record,
+    ) -> Result<Reply, NotAnswered> {
+        let sent_at = Instant::now();
+        let outcome = self.upstream.send(call.with(target), &call.progress()).await;
+        record.upstream += sent_at.elapsed();
+        if !matches!(outcome, Err(NotAnswered { sent: false, .. })) {
+            record.attempts += 1;
+        }
+        let mut reply = outcome?;
+        call::strip_hop_by_hop(&mut reply.head.headers);
+        Ok(reply)
+    }
+
+    /// Looks at no more of the reply than it takes to know that it is no refusal.
+    async fn inspect(&self, reply: &mut Reply, record: &mut Record) -> Result<Verdict, Failure> {
+        if !inspect::can_be_refusal(reply.body.size_hint().exact(), &reply.head.headers) {
+            return Ok(Verdict::Clean);
+        }
+        let looked_at = Instant::now();
+        let mut inspector = Inspector::new();
+        let verdict = loop {
+            match reply.body.look().await {
+                Ok(Some(piece)) => match inspector.push(&piece) {
+                    Verdict::Undecided => {}
+                    decided => break decided,
+                },
+                Ok(None) => break inspector.finish(),
+                // Nothing has gone to the app yet, so it can be told properly.
+                Err(cut) => return Err(cut.0),
+            }
+        };
+        record.upstream += looked_at.elapsed();
+        Ok(verdict)
+    }
+
+    async fn answer_token(
+        &self,
+        route: &Route<'_>,
+        request: Request<Incoming>,
+    ) -> Result<Response<bytes::Bytes>, Failure> {
+        let (head, body) = request.into_parts();
+        let body = read_small(body, answer::MAX_TOKEN_REQUEST, self.limits.idle_timeout).await?;
+        let query = route.target.query().unwrap_or_default();
+        Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &body))
+    }
+}
+
+/// The call's target with the credential its route wants.
+fn write_credential(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
+    let Route { account, action, target } = route;
+    let written = match (action, token) {
+        (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
+        (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
+        _ => strip_placeholder(target),
+    };
+    written.map_err(|_| {
+        Failure::new(
+            Cause::BadTarget,
+            "the request target is too long to carry the credential (65,534 bytes at most); nothing was sent. Shorten the query",
+        )
+    })
+}
+
+fn append_secret(
+    account: &Account,
+    form: SecretForm,
+    target: &PathAndQuery,
+    token: Option<&Token>,
+) -> Result<PathAndQuery, InjectError> {
+    // A placeholder that an SDK adds to every call has no place here (sdks.md 5: wechatpy on jscode2session).
+    let target = if form.token { target.clone() } else { inject::strip(target, &[inject::ACCESS_TOKEN])? };
+    let mut params = vec![("appid", account.appid().as_str())];
+    if let Some(name) = form.secret {
+        params.push((name, account.encoded_secret()));
+    }
+    if let Some(token) = token {
+        params.push((inject::ACCESS_TOKEN, token.expose_encoded()));
+    }
+    inject::with_params(&target, &params)
+}
+
+/// A user's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
+fn strip_placeholder(target: &PathAndQuery) -> Result<PathAndQuery, InjectError> {
+    let query = target.query().unwrap_or_default();
+    let placeholder = form_urlencoded::parse(query.as_bytes())
+        .any(|(name, value)| name == inject::ACCESS_TOKEN && account::is_placeholder(&value));
+    if placeholder { inject::strip(target, &[inject::ACCESS_TOKEN]) } else { Ok(target.clone()) }
+}
+
+fn answered(mut reply: Reply, record: &Record) -> Answer {
+    if record.attempts > 1 {
+        reply.head.headers.insert(ATTEMPTS_HEADER, HeaderValue::from(record.attempts));
+    }
+    Answer::WeChats(reply)
 }

@@ -1,12 +1,358 @@
-//! stub
+//! How connections are taken and let go: [`bind`] gives every worker a listener of its own, [`serve`] accepts on one
+//! until told to drain.
+//!
+//! hyper is the HTTP engine toward the app, always: that is where hostile bytes enter. In front of its parser stands
+//! [`framing`], which refuses what hyper would silently repair.
+
+pub mod framing;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+
+use crate::server::framing::Guarded;
+
 /// Where and with how many workers calls are accepted.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The address apps call. Port 0 takes a free one.
     pub listen: SocketAddr,
     /// Worker threads, each with its own runtime, listener and upstream connections.
-    pub workers: std::num::NonZeroUsize,
+    pub workers: NonZeroUsize,
     /// The largest request head, in bytes; above it the answer is 431.
     pub max_head: usize,
+}
+
+/// How far a stop has come. Only ever moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Connections are accepted.
+    Serve,
+    /// No new connections; calls in flight finish.
+    Drain,
+    /// The grace period is over: what is left is cut.
+    Cut,
+}
+
+/// Whoever answers requests.
+pub trait Handler: 'static {
+    /// The reply's body.
+    type Body: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + 'static;
+
+    /// Answers one request. Never fails: an error is a reply, too.
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> impl Future<Output = Response<Self::Body>>;
+}
+
+/// What a handler may know and ask of the connection a request came on.
+#[derive(Clone, Debug, Default)]
+pub struct Connection(Rc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    requests: Cell<u64>,
+    reset: Cell<bool>,
+}
+
+impl Connection {
+    /// Ends the connection with a reset instead of a clean close. A reply without a length whose end is the end of
+    /// the connection (HTTP/1.0) would otherwise look whole when it was cut.
+    pub fn reset_when_closed(&self) {
+        self.0.reset.set(true);
+    }
+}
+
+/// An idle client connection is kept this long, and a head must have come whole by then. nginx's default; longer
+/// than the pools of the SDKs keep theirs, so that they close first and no call meets a closing connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// hyper's read buffer per connection. Left alone it adapts up to 400 KiB, which one big upload would make every
+/// worker keep (`perf.md`: +12 to +32 MiB for one stream).
+const READ_BUFFER: usize = 64 * 1024;
+
+/// A head above `max_head` but within this is read whole before it is refused, so that the app gets its 431.
+const HEAD_SLACK: usize = 16 * 1024;
+
+/// What a connection that was accepted but has sent nothing may still take to send its first request once a drain
+/// has begun.
+const LAST_CALL: Duration = Duration::from_millis(250);
+
+/// Binds `workers` listeners to one address. With more than one they share the port by `SO_REUSEPORT`, and the
+/// kernel spreads connections over them.
+///
+/// # Errors
+/// The address cannot be bound; `AddrInUse` also when another process shares it by `SO_REUSEPORT`.
+pub fn bind(address: SocketAddr, workers: NonZeroUsize) -> io::Result<Vec<std::net::TcpListener>> {
+    let shared = workers.get() > 1;
+    if shared && address.port() != 0 {
+        // SO_REUSEPORT would let a second sidecar of the same user steal half of the calls in silence, so the
+        // port is first taken alone.
+        listen(address, false)?;
+    }
+    let first = listen(address, shared)?;
+    let address = first.local_addr()?;
+    let mut listeners = vec![first];
+    for _ in 1..workers.get() {
+        listeners.push(listen(address, true)?);
+    }
+    Ok(listeners)
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Without it a restart within a minute fails on connections in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket.into())
+}
+
+/// Accepts on one listener and serves every connection on this thread, until `phase` says drain and the last call
+/// has ended, or until it says cut.
+///
+/// # Errors
+/// Only when the listener cannot be handed to the runtime.
+pub async fn serve<H: Handler>(
+    listener: std::net::TcpListener,
+    handler: Rc<H>,
+    max_head: usize,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut connections = JoinSet::new();
+    let take = |connections: &mut JoinSet<()>, stream: TcpStream| {
+        connections.spawn_local(serve_connection(stream, Rc::clone(&handler), max_head, phase.clone()));
+    };
+    let mut draining = phase.clone();
+    let mut draining = pin!(async move { draining.wait_for(|&phase| phase >= Phase::Drain).await.is_ok() });
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut draining => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => take(&mut connections, stream),
+                Err(error) => accept_failed(&error).await,
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+    // Who stands in the queue has been told "connected" by the kernel: closing now would reset them.
+    while let Some(Ok((stream, _))) = try_accept(&listener).await {
+        take(&mut connections, stream);
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    tokio::select! {
+        () = ended => {}
+        _ = phase.wait_for(|&phase| phase >= Phase::Cut) => {}
+    }
+    Ok(())
+}
+
+/// The next connection of the queue, if one is there now.
+async fn try_accept(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    tokio::select! {
+        biased;
+        accepted = listener.accept() => Some(accepted),
+        () = tokio::task::yield_now() => None,
+    }
+}
+
+/// A connection that was gone before it was taken is no news. Anything else is mostly a lack of file descriptors,
+/// which ends when a connection does: wait instead of spinning.
+async fn accept_failed(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
+        return;
+    }
+    tracing::warn!(%error, "a connection cannot be accepted; trying again in 100 ms (raise the limit on open files if this stays)");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn serve_connection<H: Handler>(
+    stream: TcpStream,
+    handler: Rc<H>,
+    max_head: usize,
+    mut phase: watch::Receiver<Phase>,
+) {
+    // A small reply must not wait for the app's acknowledgement of the last one.
+    let _ = stream.set_nodelay(true);
+    let connection = Connection::default();
+    let io = Guarded::new(AppSocket { stream, connection: connection.clone(), lingering: None });
+    let service = service_fn(|request| {
+        let handler = Rc::clone(&handler);
+        let connection = connection.clone();
+        connection.0.requests.set(connection.0.requests.get() + 1);
+        async move { Ok::<_, std::convert::Infallible>(handler.handle(request, &connection).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(max_head)
+        .max_buf_size(READ_BUFFER.max(max_head + HEAD_SLACK))
+        .preserve_header_case(true)
+        // Replies keep the Date WeChat gave them, or none.
+        .auto_date_header(false)
+        // An app that shuts down its sending side still waits for its answer.
+        .half_close(true)
+        .serve_connection(io, service);
+    let mut serving = pin!(serving);
+    let outcome = tokio::select! {
+        outcome = &mut serving => Some(outcome),
+        _ = phase.wait_for(|&phase| phase >= Phase::Drain) => None,
+    };
+    let outcome = match outcome {
+        Some(outcome) => outcome,
+        None => {
+            let told = if connection.0.requests.get() == 0 {
+                // Just accepted: its first request may be on the way or in the socket already.
+                tokio::time::timeout(LAST_CALL, first_request(&mut serving, &connection)).await.ok().flatten()
+            } else {
+                // What the kernel holds for us is a call that was made before we said no.
+                tokio::task::yield_now().await;
+                None
+            };
+            match told {
+                Some(outcome) => outcome,
+                None => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            }
+        }
+    };
+    if let Err(error) = outcome {
+        // Mostly an app that went away, or a head that is not HTTP, which hyper has answered with 400 or 431.
+        tracing::debug!(error = %Chain(&error), "a client connection ended with an error");
+    }
+}
+
+/// Drives a connection until its first request has been handed to the handler (`None`) or it has ended.
+async fn first_request<F: Future + Unpin>(serving: &mut F, connection: &Connection) -> Option<F::Output> {
+    std::future::poll_fn(|cx| match Pin::new(&mut *serving).poll(cx) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending if connection.0.requests.get() > 0 => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// An error with its causes, for a log line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// After our side of a connection has ended, what the app still sends is read and dropped for this long. Closing
+/// with unread bytes makes the kernel send a reset, which takes the reply (a 413, say) out of the app's hands.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The app's socket: lingers when it closes, or resets if the handler asked for it.
+#[derive(Debug)]
+struct AppSocket {
+    stream: TcpStream,
+    connection: Connection,
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Drop for AppSocket {
+    fn drop(&mut self) {
+        if self.connection.0.reset.get() {
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for AppSocket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for AppSocket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.connection.0.reset.get() {
+            // A clean end of stream is what the reset is there to prevent.
+            return Poll::Ready(Ok(()));
+        }
+        let lingering = match &mut this.lingering {
+            Some(lingering) => lingering,
+            none => {
+                ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+                none.insert(Box::pin(tokio::time::sleep(LINGER)))
+            }
+        };
+        if lingering.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                // The app has closed, too, or is gone.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
 }

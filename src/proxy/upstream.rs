@@ -1,7 +1,35 @@
-//! stub
-use crate::origin::Origin;
-use crate::tls::ExtraRoots;
+//! How we speak to WeChat: [`Upstream`] sends one request on a connection of its own pool and gives the reply as it
+//! comes. Everything about that conversation is decided here and nowhere else: connections, TLS, timeouts, and
+//! whether a connection that died may be replaced.
+//!
+//! One per worker: no other thread ever sees these connections.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Uri, response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::time::{Instant, Sleep};
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use crate::error::{Cause, Failure};
+use crate::origin::Origin;
+use crate::proxy::call::{Outgoing, Progress};
+use crate::tls::{self, ExtraRoots};
+
 /// Where WeChat is and how long it may take.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -15,4 +43,467 @@ pub struct Config {
     pub response_timeout: Duration,
     /// The longest pause in a body, either way.
     pub idle_timeout: Duration,
+}
+
+/// An idle connection is used again for this long. Well below the 60 to 75 s after which servers close theirs: a
+/// call that meets a closing connection fails, because it cannot be known whether it was read.
+const KEEP_IDLE: Duration = Duration::from_secs(45);
+
+/// A connection idle for longer than this is looked at before it is used: the other side's close may be waiting in
+/// the socket. Below it (back-to-back calls) the look would cost more than it finds.
+const LOOK_AFTER: Duration = Duration::from_micros(500);
+
+/// Idle connections kept per worker.
+const MOST_IDLE: usize = 512;
+
+/// hyper's read buffer per connection: one big download must not grow the process by tens of MiB (`perf.md`).
+const READ_BUFFER: usize = 128 * 1024;
+
+/// The largest reply head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// The pool, the connector and the clock of one worker.
+pub struct Upstream {
+    config: Config,
+    connector: HttpConnector,
+    address: Uri,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    pool: Rc<Pool>,
+}
+
+/// Why sending failed, and whether WeChat can have seen any of it.
+#[derive(Debug)]
+pub struct NotAnswered {
+    /// What the app is told.
+    pub failure: Failure,
+    /// False when not a byte of the request was written.
+    pub sent: bool,
+}
+
+impl NotAnswered {
+    fn before_sending(cause: Cause, message: String) -> Self {
+        Self { failure: Failure::new(cause, message), sent: false }
+    }
+
+    fn after_sending(cause: Cause, message: String) -> Self {
+        Self { failure: Failure::new(cause, message), sent: true }
+    }
+}
+
+impl Upstream {
+    /// A worker's way to WeChat. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// The origin's host cannot be a TLS server's name.
+    pub fn new(config: Config) -> Result<Self, String> {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        // Finds a peer that vanished without a word (a NAT that forgot) while a slow reply is awaited.
+        connector.set_keepalive(Some(Duration::from_secs(30)));
+        let tls = if config.origin.is_tls() {
+            let name = ServerName::try_from(config.origin.host().to_owned())
+                .map_err(|_| format!("{} cannot be a TLS server's name", config.origin.host()))?;
+            Some((TlsConnector::from(Arc::clone(&tls::client_config(&config.roots))), name))
+        } else {
+            None
+        };
+        let host = config.origin.host();
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        // The connector reads only host and port; http:// keeps it from thinking about TLS, which is ours.
+        let address = format!("http://{host}:{}/", config.origin.port())
+            .parse()
+            .map_err(|_| format!("{} is not a host", config.origin))?;
+        Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), config })
+    }
+
+    /// The configuration it was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Sends one request and waits for the reply's head.
+    ///
+    /// The request goes out at most once. A pooled connection that turns out dead before a byte was written is
+    /// replaced by another; after that a failure is told.
+    ///
+    /// # Errors
+    /// [`NotAnswered`]: WeChat could not be reached, did not answer in time, or answered what is not HTTP.
+    pub async fn send(
+        &self,
+        mut request: Request<Outgoing>,
+        progress: &Progress,
+    ) -> Result<Reply, NotAnswered> {
+        while let Some(connection) = self.pool.take() {
+            if !connection.is_fit().await {
+                continue;
+            }
+            match self.exchange(connection.sender, request, progress).await {
+                Ok(reply) => return Ok(reply),
+                Err(Unsent::Back(back)) => request = back,
+                Err(Unsent::Told(told)) => return Err(told),
+            }
+        }
+        let sender = self.connect().await?;
+        self.exchange(sender, request, progress).await.map_err(|unsent| match unsent {
+            Unsent::Told(told) => told,
+            Unsent::Back(_) => NotAnswered::before_sending(
+                Cause::UpstreamClosed,
+                format!(
+                    "{} closed the new connection before the call was sent; try again",
+                    self.config.origin
+                ),
+            ),
+        })
+    }
+
+    /// Closes connections that have been idle for too long. To be called now and then.
+    pub fn sweep(&self) {
+        self.pool.sweep();
+    }
+
+    async fn exchange(
+        &self,
+        mut sender: http1::SendRequest<Outgoing>,
+        request: Request<Outgoing>,
+        progress: &Progress,
+    ) -> Result<Reply, Unsent> {
+        let mut answer = std::pin::pin!(sender.try_send_request(request));
+        let timeout = self.config.response_timeout;
+        let mut deadline = std::pin::pin!(tokio::time::sleep(timeout));
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                () = &mut deadline => {
+                    // A long upload has not asked for its answer yet: the time counts from its last byte.
+                    let due = progress.last() + timeout;
+                    if due <= Instant::now() {
+                        return Err(Unsent::Told(NotAnswered::after_sending(
+                            Cause::ResponseTimeout,
+                            format!("{} did not answer within response_timeout ({}). The call may or may not have taken effect; it was not sent again", self.config.origin, humantime::format_duration(timeout)),
+                        )));
+                    }
+                    deadline.as_mut().reset(due);
+                }
+            }
+        };
+        match answer {
+            Ok(reply) if reply.status().is_informational() => Err(Unsent::Told(NotAnswered::after_sending(
+                Cause::UpstreamMalformed,
+                format!(
+                    "{} answered {} to a call that asked for no upgrade",
+                    self.config.origin,
+                    reply.status()
+                ),
+            ))),
+            Ok(reply) => {
+                let (head, incoming) = reply.into_parts();
+                let body = ReplyBody {
+                    front: VecDeque::new(),
+                    rest: Some(incoming),
+                    connection: Some((sender, Rc::clone(&self.pool))),
+                    idle_timeout: self.config.idle_timeout,
+                    idle: None,
+                };
+                Ok(Reply { head, body })
+            }
+            Err(mut error) => match error.take_message() {
+                Some(request) => Err(Unsent::Back(request)),
+                None => Err(Unsent::Told(self.told(error.error(), progress))),
+            },
+        }
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Outgoing>, NotAnswered> {
+        let Config { origin, connect_timeout, .. } = &self.config;
+        match tokio::time::timeout(*connect_timeout, self.connect_unbounded()).await {
+            Ok(connected) => connected,
+            Err(_) => Err(NotAnswered::before_sending(
+                Cause::ConnectTimeout,
+                format!(
+                    "no connection to {origin} within connect_timeout ({}); nothing was sent. Check the network, DNS and egress rules",
+                    humantime::format_duration(*connect_timeout)
+                ),
+            )),
+        }
+    }
+
+    async fn connect_unbounded(&self) -> Result<http1::SendRequest<Outgoing>, NotAnswered> {
+        let origin = &self.config.origin;
+        let mut connector = self.connector.clone();
+        let tcp = connector.call(self.address.clone()).await.map_err(|error| {
+            NotAnswered::before_sending(
+                Cause::Connect,
+                format!("no connection to {origin} ({}); nothing was sent. Check the network, DNS and egress rules", innermost(&error)),
+            )
+        })?;
+        match &self.tls {
+            None => handshake(tcp).await,
+            Some((tls, name)) => {
+                let stream = tls.connect(name.clone(), tcp.into_inner()).await.map_err(|error| {
+                    NotAnswered::before_sending(
+                        Cause::Tls,
+                        format!("no trusted connection to {origin} ({error}); nothing was sent. If a company proxy or a test upstream signs with its own CA, name it in upstream_ca_file"),
+                    )
+                })?;
+                handshake(TokioIo::new(stream)).await
+            }
+        }
+    }
+
+    fn told(&self, error: &hyper::Error, progress: &Progress) -> NotAnswered {
+        let origin = &self.config.origin;
+        if let Some(broken) = progress.broken() {
+            return NotAnswered { failure: broken.failure(), sent: true };
+        }
+        if error.is_parse() || error.is_parse_too_large() {
+            return NotAnswered::after_sending(
+                Cause::UpstreamMalformed,
+                format!(
+                    "{origin} answered what is not HTTP ({error}). The call may or may not have taken effect; it was not sent again"
+                ),
+            );
+        }
+        NotAnswered::after_sending(
+            Cause::UpstreamClosed,
+            format!(
+                "{origin} closed the connection before it answered ({}). The call may or may not have taken effect; it was not sent again",
+                innermost(error)
+            ),
+        )
+    }
+}
+
+enum Unsent {
+    /// Not a byte was written; here it is again.
+    Back(Request<Outgoing>),
+    /// It cannot be sent again.
+    Told(NotAnswered),
+}
+
+async fn handshake<T>(io: T) -> Result<http1::SendRequest<Outgoing>, NotAnswered>
+where
+    T: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
+    let made = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_buf_size(READ_BUFFER)
+        .max_header_size(MAX_HEAD)
+        .handshake(io)
+        .await;
+    let (sender, connection) =
+        made.map_err(|error| NotAnswered::before_sending(Cause::UpstreamClosed, error.to_string()))?;
+    // Its errors reach whoever uses the sender.
+    tokio::task::spawn_local(async move { drop(connection.await) });
+    Ok(sender)
+}
+
+/// The cause at the bottom, which says more than the layers above it.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    match error.downcast_ref::<io::Error>() {
+        Some(error) => error.to_string(),
+        None => error.to_string(),
+    }
+}
+
+/// Idle connections, the one used last on top.
+#[derive(Default)]
+struct Pool(RefCell<VecDeque<Idle>>);
+
+struct Idle {
+    sender: http1::SendRequest<Outgoing>,
+    idle_since: Instant,
+}
+
+impl Idle {
+    /// Whether the next call may go out on it now. Never waits for the other side: a connection that is still busy
+    /// (its last call's upload goes on after an early answer) is not idle and is dropped.
+    async fn is_fit(&self) -> bool {
+        if self.idle_since.elapsed() > LOOK_AFTER {
+            // Lets the runtime look at the sockets, and the connection's task see that its peer has closed.
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..3 {
+            if self.sender.is_ready() || self.sender.is_closed() {
+                break;
+            }
+            // The connection's task has yet to note the end of the last reply.
+            tokio::task::yield_now().await;
+        }
+        self.sender.is_ready() && !self.sender.is_closed()
+    }
+}
+
+impl Pool {
+    fn take(&self) -> Option<Idle> {
+        let mut idle = self.0.borrow_mut();
+        while let Some(connection) = idle.pop_back() {
+            if !connection.sender.is_closed() && connection.idle_since.elapsed() < KEEP_IDLE {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn put(&self, sender: http1::SendRequest<Outgoing>) {
+        let mut idle = self.0.borrow_mut();
+        if idle.len() >= MOST_IDLE {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { sender, idle_since: Instant::now() });
+    }
+
+    fn sweep(&self) {
+        self.0.borrow_mut().retain(|idle| !idle.sender.is_closed() && idle.idle_since.elapsed() < KEEP_IDLE);
+    }
+}
+
+/// What WeChat answered.
+pub struct Reply {
+    /// Status and headers, as they came.
+    pub head: response::Parts,
+    /// The body, as it comes.
+    pub body: ReplyBody,
+}
+
+/// A reply's body as it streams; what was looked at already stands in front. Gives its connection back when it has
+/// been read to the end, and closes it otherwise.
+pub struct ReplyBody {
+    front: VecDeque<Bytes>,
+    rest: Option<Incoming>,
+    connection: Option<(http1::SendRequest<Outgoing>, Rc<Pool>)>,
+    idle_timeout: Duration,
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a reply's body ended before its end.
+#[derive(Debug)]
+pub struct Cut(pub Failure);
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl std::error::Error for Cut {}
+
+impl ReplyBody {
+    /// The next piece, which stays in front of the body for whoever reads it later. `None` at the end.
+    ///
+    /// # Errors
+    /// The body broke off or stopped coming.
+    pub async fn look(&mut self) -> Result<Option<Bytes>, Cut> {
+        let next = std::future::poll_fn(|cx| self.poll_rest(cx)).await;
+        match next {
+            Some(Ok(piece)) => {
+                self.front.push_back(piece.clone());
+                Ok(Some(piece))
+            }
+            Some(Err(cut)) => Err(cut),
+            None => Ok(None),
+        }
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        loop {
+            let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
+            match Pin::new(rest).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle = None;
+                    match frame.into_data() {
+                        Ok(piece) if !piece.is_empty() => return Poll::Ready(Some(Ok(piece))),
+                        // Trailers end here: `Trailer` and `TE` are between neighbours only.
+                        _ => {}
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    self.close();
+                    return Poll::Ready(Some(Err(Cut(Failure::new(
+                        Cause::UpstreamClosed,
+                        format!(
+                            "WeChat's reply broke off before its end ({}). The call may have taken effect; it was not sent again",
+                            innermost(&error)
+                        ),
+                    )))));
+                }
+                Poll::Ready(None) => {
+                    self.finish();
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    let timeout = self.idle_timeout;
+                    let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+                    ready!(idle.as_mut().poll(cx));
+                    self.close();
+                    return Poll::Ready(Some(Err(Cut(Failure::new(
+                        Cause::IdleTimeout,
+                        format!(
+                            "WeChat's reply stopped coming for longer than idle_timeout ({}). The call may have taken effect; it was not sent again",
+                            humantime::format_duration(timeout)
+                        ),
+                    )))));
+                }
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.rest = None;
+        self.connection = None;
+    }
+
+    /// Read to the end: the connection may carry the next call.
+    fn finish(&mut self) {
+        self.rest = None;
+        self.idle = None;
+        if let Some((sender, pool)) = self.connection.take()
+            && !sender.is_closed()
+        {
+            pool.put(sender);
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(piece) = self.front.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        self.poll_rest(cx).map(|next| next.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.front.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let front: u64 = self.front.iter().map(|piece| piece.len() as u64).sum();
+        match self.rest.as_ref().map(Body::size_hint) {
+            None => SizeHint::with_exact(front),
+            Some(hint) => match hint.exact() {
+                Some(rest) => SizeHint::with_exact(front + rest),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl Drop for ReplyBody {
+    fn drop(&mut self) {
+        // hyper does not poll a body it knows to be at its end (HEAD, 204, Content-Length: 0, or the last byte
+        // passed): the connection is free all the same.
+        if self.rest.as_ref().is_some_and(Body::is_end_stream) {
+            self.finish();
+        }
+    }
 }

@@ -1,0 +1,232 @@
+//! The only wiring: [`App::bind`] takes every port, [`App::run`] starts the threads and ends them.
+//!
+//! Threads: one per worker, each with a runtime, a listener and upstream connections of its own, which serve calls;
+//! and the control thread, which runs everything that waits (keepers, the admin port). What a stop looks like: the
+//! listeners close, calls in flight finish within `grace_period`, what is left is cut; the control thread ends last,
+//! because a call that still runs may need a token.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::account::Account;
+use crate::admin::{self, Admin};
+use crate::config::Config;
+use crate::proxy::Proxy;
+use crate::proxy::call::ReplayBudget;
+use crate::proxy::route::Routes;
+use crate::proxy::upstream::Upstream;
+use crate::server::{self, Phase};
+use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::source::Source;
+use crate::token::store::MemoryStore;
+
+/// How often a worker closes connections that have been idle for too long.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// How long threads may take to end once everything in them was told to.
+const LAST: Duration = Duration::from_secs(2);
+
+/// A sidecar whose ports are taken and that has yet to run.
+pub struct App {
+    config: Config,
+    addresses: Addresses,
+    listeners: Vec<std::net::TcpListener>,
+    admin: std::net::TcpListener,
+    accounts: Vec<Account>,
+    keepers: Vec<Worker<Source, MemoryStore>>,
+}
+
+/// Where it really listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// Where apps call.
+    pub proxy: SocketAddr,
+    /// Where probes go.
+    pub admin: SocketAddr,
+}
+
+/// Why a sidecar cannot start.
+#[derive(Debug)]
+pub enum BindError {
+    /// A port cannot be taken.
+    Port {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// Something else, in a sentence.
+    Other(String),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port { setting, address, error } if error.kind() == io::ErrorKind::AddrInUse => write!(
+                f,
+                "{setting} = {address}: another process listens there already (perhaps another wechat-sidecar); stop it, or set {setting} to another port"
+            ),
+            Self::Port { setting, address, error } => {
+                write!(
+                    f,
+                    "{setting} = {address}: cannot listen there ({error}); set {setting} to an address of this machine"
+                )
+            }
+            Self::Other(sentence) => f.write_str(sentence),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl App {
+    /// Takes the ports and builds everything; nothing is sent yet.
+    ///
+    /// # Errors
+    /// A port is taken, or the configuration cannot work after all.
+    pub fn bind(config: Config) -> Result<Self, BindError> {
+        let port = |setting, address| move |error| BindError::Port { setting, address, error };
+        let listen = config.server.listen;
+        let listeners = server::bind(listen, config.server.workers).map_err(port("listen", listen))?;
+        let listen = config.admin.listen;
+        let mut admin = server::bind(listen, NonZeroUsize::MIN).map_err(port("admin_listen", listen))?;
+        let admin = admin.remove(0);
+        let address = |listener: &std::net::TcpListener| {
+            listener
+                .local_addr()
+                .map_err(|error| BindError::Other(format!("a listener without an address ({error})")))
+        };
+        let addresses = Addresses { proxy: address(&listeners[0])?, admin: address(&admin)? };
+
+        let mut accounts = Vec::new();
+        let mut keepers = Vec::new();
+        for account in &config.accounts {
+            let source = config.source_for(account);
+            let source = Source::new(&source, account.appid.clone(), account.secret.clone())
+                .map_err(|error| BindError::Other(error.to_string()))?;
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
+            keepers.push(worker);
+        }
+        Ok(Self { config, addresses, listeners, admin, accounts, keepers })
+    }
+
+    /// The real addresses, also when port 0 was asked for.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Serves until `shutdown` ends and every call has, or the grace period is over.
+    ///
+    /// # Errors
+    /// A thread could not be started, or ended though nobody asked it to.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let Self { config, listeners, admin, accounts, keepers, .. } = self;
+        let (phase, watching) = watch::channel(Phase::Serve);
+        let (control_phase, control_watching) = watch::channel(Phase::Serve);
+        let (ended, mut ending) = mpsc::unbounded_channel();
+
+        let mut workers = Vec::new();
+        let budget = ReplayBudget::new(config.proxy.replay_budget);
+        for (n, listener) in listeners.into_iter().enumerate() {
+            let routes = Routes::new(accounts.clone());
+            let (settings, upstream, budget) =
+                (config.proxy.clone(), config.upstream.clone(), budget.clone());
+            let (max_head, phase) = (config.server.max_head, watching.clone());
+            workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
+                let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
+                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget));
+                let sweeping = Rc::clone(&proxy);
+                tokio::task::spawn_local(async move {
+                    loop {
+                        tokio::time::sleep(SWEEP).await;
+                        sweeping.upstream().sweep();
+                    }
+                });
+                server::serve(listener, proxy, max_head, phase).await
+            })?);
+        }
+        let control = thread("control".to_owned(), ended, move || async move {
+            for keeper in keepers {
+                tokio::task::spawn_local(keeper.run());
+            }
+            let admin_handler = Rc::new(Admin::new(accounts, watching));
+            server::serve(admin, admin_handler, admin::MAX_HEAD, control_watching).await
+        })?;
+
+        let mut outcome = Ok(());
+        tokio::select! {
+            () = shutdown => tracing::info!(
+                "stopping: no new connections; calls in flight have {} to finish", humantime::format_duration(config.grace_period)
+            ),
+            Some(name) = ending.recv() => {
+                outcome = Err(io::Error::other(format!("the thread {name} ended though nobody asked it to; this is a defect in wechat-sidecar")));
+            }
+        }
+        phase.send_replace(Phase::Drain);
+        if tokio::time::timeout(config.grace_period, ended_all(&mut ending, workers.len())).await.is_err() {
+            tracing::warn!("the grace period is over; calls that still run are cut");
+        }
+        phase.send_replace(Phase::Cut);
+        control_phase.send_replace(Phase::Cut);
+        workers.push(control);
+        let joined = async {
+            while workers.iter().any(|worker| !worker.is_finished()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // A thread that does not end now is stuck in the system (a name lookup, say) and ends with the process.
+        let _ = tokio::time::timeout(LAST, joined).await;
+        for worker in workers.into_iter().filter(std::thread::JoinHandle::is_finished) {
+            match worker.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => outcome = outcome.and(Err(error)),
+                Err(_) => {
+                    outcome = outcome
+                        .and(Err(io::Error::other("a thread panicked; this is a defect in wechat-sidecar")))
+                }
+            }
+        }
+        outcome
+    }
+}
+
+/// Waits until this many threads have said that they ended.
+async fn ended_all(ending: &mut mpsc::UnboundedReceiver<String>, mut left: usize) {
+    while left > 0 && ending.recv().await.is_some() {
+        left -= 1;
+    }
+}
+
+/// Starts a thread with a current-thread runtime of its own. `ended` hears its name when it ends, also by a panic.
+fn thread<F: Future<Output = io::Result<()>>>(
+    name: String,
+    ended: mpsc::UnboundedSender<String>,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<io::Result<()>>> {
+    struct Tell(String, mpsc::UnboundedSender<String>);
+    impl Drop for Tell {
+        fn drop(&mut self) {
+            let _ = self.1.send(std::mem::take(&mut self.0));
+        }
+    }
+    std::thread::Builder::new().name(name.clone()).spawn(move || {
+        let _tell = Tell(name, ended);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
+        let outcome = runtime.block_on(work());
+        // Whatever still hangs in a blocking name lookup must not hold up the stop.
+        runtime.shutdown_background();
+        outcome
+    })
+}

@@ -1,0 +1,47 @@
+//! What each command does, and the code it ends with: 0 well, 64 bad configuration, 69 a port is taken, 1 otherwise.
+
+mod check;
+
+mod run;
+
+mod wait;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use wechat_sidecar::config::cli::Invocation;
+
+/// A port is taken (`EX_UNAVAILABLE`).
+const PORT_TAKEN: u8 = 69;
+
+/// Runs a command to its end.
+pub(crate) fn execute(invocation: Invocation) -> ExitCode {
+    // The main thread only waits: for signals, and for the threads it started.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the system gives no event queue ({error}); raise the limit on open files"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(async {
+        match invocation {
+            Invocation::Run(config) => run::run(*config).await,
+            Invocation::Check(config) => check::check(*config).await,
+            Invocation::Wait(wait) => wait::wait(&wait).await,
+            Invocation::Simulate(_) | Invocation::Demo(_) => 1,
+        }
+    });
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+/// Prints a line for the person who asked. A closed pipe (`| head`) is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line on what went wrong.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "wechat-sidecar: {line}");
+}

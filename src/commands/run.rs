@@ -1,0 +1,55 @@
+//! `run`: serve until told to stop.
+
+use wechat_sidecar::app::{App, BindError};
+use wechat_sidecar::config::Config;
+use wechat_sidecar::{signal, telemetry};
+
+use super::{PORT_TAKEN, complain};
+
+pub(super) async fn run(config: Config) -> u8 {
+    if let Err(error) = telemetry::init(&config.telemetry) {
+        complain(&error);
+        return 1;
+    }
+    // Before the ports are bound: from the moment something can call us, a SIGTERM must be a clean stop.
+    let shutdown = match signal::install() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            complain(&format!("signals cannot be caught ({error})"));
+            return 1;
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let app = match App::bind(config) {
+        Ok(app) => app,
+        Err(error) => {
+            complain(&error.to_string());
+            return match error {
+                BindError::Port { .. } => PORT_TAKEN,
+                BindError::Other(_) => 1,
+            };
+        }
+    };
+    let addresses = app.addresses();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %addresses.proxy,
+        admin = %addresses.admin,
+        "serving; point the app's WeChat base URL at http://{}", addresses.proxy
+    );
+    let stop = async {
+        shutdown.requested().await;
+    };
+    match app.run(stop).await {
+        Ok(()) => {
+            tracing::info!("stopped");
+            0
+        }
+        Err(error) => {
+            tracing::error!(%error, "stopped by a failure");
+            1
+        }
+    }
+}

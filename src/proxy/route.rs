@@ -1,0 +1,272 @@
+//! Which paths pass, for which account, with which credential: [`Routes::find`] gives every request its [`Route`].
+//!
+//! One static table, matched on the very bytes that go upstream. SECURITY: a path that would mean another row of the
+//! table to whoever normalizes it (`..`, `%2e`, `//`, a backslash, another case) is refused, so that
+//! `/sns/jscode2session/../../cgi-bin/token` cannot bring anyone a real token; every other path goes as it came.
+
+use std::collections::HashMap;
+
+use http::uri::PathAndQuery;
+use http::{Method, Uri};
+
+use crate::account::{self, Account};
+use crate::error::{Cause, Failure};
+
+/// What a path needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Our token goes into the query, and a refusal of it is noticed. Nearly every path.
+    AppendToken,
+    /// The account's appid and secret go into the query (`wechat-api.md` 4c).
+    AppendSecret(SecretForm),
+    /// The call carries a token of its own (a user's, a component's): it passes as it came and is never judged.
+    KeepUserToken,
+    /// Asks for a token: answered here, with a placeholder.
+    AnswerToken,
+    /// Wants the secret of an account we do not hold: answered here, in WeChat's words. An app that is set up for
+    /// another account must not act as ours.
+    AnswerUnknownAppid,
+}
+
+/// How a path wants the account's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecretForm {
+    /// The secret's parameter: `secret` or `appsecret`; `None` where only the appid is wanted.
+    pub secret: Option<&'static str>,
+    /// Whether our token goes along.
+    pub token: bool,
+}
+
+impl Action {
+    /// Whether the call carries our token, so that WeChat may refuse it.
+    #[must_use]
+    pub fn carries_token(self) -> bool {
+        matches!(self, Self::AppendToken | Self::AppendSecret(SecretForm { token: true, .. }))
+    }
+}
+
+/// One request's way: whose credential, and where it goes.
+#[derive(Clone)]
+pub struct Route<'a> {
+    /// Whose credential.
+    pub account: &'a Account,
+    /// Which, and how.
+    pub action: Action,
+    /// Path and query as the app wrote them, less an account's prefix.
+    pub target: PathAndQuery,
+}
+
+const SECRET: Action = Action::AppendSecret(SecretForm { secret: Some("secret"), token: false });
+const APPID: Action = Action::AppendSecret(SecretForm { secret: None, token: false });
+const APPSECRET: Action = Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: false });
+const TOKEN_AND_APPSECRET: Action =
+    Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: true });
+
+/// The table: exact paths first, then prefixes; what is in neither gets our token. Source: `wechat-api.md` 4.
+const EXACT: &[(&str, Action)] = &[
+    ("/cgi-bin/token", Action::AnswerToken),
+    ("/cgi-bin/stable_token", Action::AnswerToken),
+    ("/sns/jscode2session", SECRET),
+    ("/sns/oauth2/access_token", SECRET),
+    ("/sns/oauth2/refresh_token", APPID),
+    ("/cgi-bin/clear_quota/v2", APPSECRET),
+    ("/donut/code2verifyinfo", TOKEN_AND_APPSECRET),
+];
+const PREFIXES: &[(&str, Action)] =
+    &[("/sns/", Action::KeepUserToken), ("/cgi-bin/component/", Action::KeepUserToken)];
+
+fn action(path: &str) -> Action {
+    let exact = EXACT.iter().find(|(exact, _)| *exact == path);
+    let row = exact.or_else(|| PREFIXES.iter().find(|(prefix, _)| path.starts_with(prefix)));
+    row.map_or(Action::AppendToken, |(_, action)| *action)
+}
+
+/// The accounts and the table. Immutable; every worker has its own.
+#[derive(Clone)]
+pub struct Routes {
+    accounts: Vec<Account>,
+    by_appid: HashMap<String, usize>,
+}
+
+impl Routes {
+    /// Routes for these accounts, of which the first is the default.
+    ///
+    /// # Panics
+    /// Without an account; the configuration always has one.
+    #[must_use]
+    pub fn new(accounts: Vec<Account>) -> Self {
+        assert!(!accounts.is_empty(), "a configuration has at least one account");
+        let by_appid = accounts.iter().enumerate().map(|(i, a)| (a.appid().as_str().to_owned(), i)).collect();
+        Self { accounts, by_appid }
+    }
+
+    /// The account of an appid.
+    #[must_use]
+    pub fn account(&self, appid: &str) -> Option<&Account> {
+        self.by_appid.get(appid).map(|&i| &self.accounts[i])
+    }
+
+    /// Finds the way of a request.
+    ///
+    /// # Errors
+    /// What cannot be a WeChat call: `CONNECT`, `TRACE`, a target that is not a path, an ambiguous path.
+    pub fn find(&self, method: &Method, uri: &Uri) -> Result<Route<'_>, Failure> {
+        // SECURITY: sdks.md 7, 8: a target that does not begin with one slash could name another host to whoever
+        // builds a URL from it; TRACE would echo the credential.
+        if method == Method::CONNECT || method == Method::TRACE {
+            return Err(Failure::new(
+                Cause::MethodNotAllowed,
+                format!(
+                    "{method} is not forwarded; nothing was sent. Set this address as the WeChat base URL, not as a proxy"
+                ),
+            ));
+        }
+        let target = match uri.path_and_query() {
+            Some(target) if uri.scheme().is_none() && uri.authority().is_none() => target,
+            _ => return Err(bad_target()),
+        };
+        if !target.as_str().starts_with('/') || target.as_str().starts_with("//") {
+            return Err(bad_target());
+        }
+        let (prefixed, target) = self.take_prefix(target);
+        let path = target.path();
+        let action = action(path);
+        if normalized(path).is_some_and(|normal| self::action(&normal) != action) {
+            return Err(Failure::new(
+                Cause::AmbiguousPath,
+                "the path would mean another one once normalized (dot segments, double slashes, escapes, letter case), which decides about the credential; nothing was sent. Write the path as WeChat documents it",
+            ));
+        }
+        let query = target.query().unwrap_or_default();
+        // Acting for a component or one of its merchants: the token is not ours to judge (wechat-api.md 4d).
+        let action = if params(query).any(|(name, _)| name == "component_access_token") {
+            Action::KeepUserToken
+        } else {
+            action
+        };
+        let mut account = self.named_by_placeholder(query).or(prefixed).unwrap_or(&self.accounts[0]);
+        let mut action = action;
+        if let Action::AppendSecret(_) = action
+            && let Some((_, appid)) = params(query).find(|(name, value)| name == "appid" && !value.is_empty())
+        {
+            match self.account(&appid) {
+                Some(named) => account = named,
+                None => action = Action::AnswerUnknownAppid,
+            }
+        }
+        Ok(Route { account, action, target })
+    }
+
+    /// The account whose appid is the first path segment, and the target without that segment.
+    fn take_prefix(&self, target: &PathAndQuery) -> (Option<&Account>, PathAndQuery) {
+        let whole = target.as_str();
+        let segment = whole[1..].split(['/', '?']).next().unwrap_or_default();
+        let Some(account) = self.account(segment) else { return (None, target.clone()) };
+        let rest = &whole[1 + segment.len()..];
+        // `/wx123` alone is the prefix of nothing: the root.
+        let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+        match PathAndQuery::try_from(rest) {
+            Ok(rest) if !rest.as_str().starts_with("//") => (Some(account), rest),
+            _ => (None, target.clone()),
+        }
+    }
+
+    fn named_by_placeholder(&self, query: &str) -> Option<&Account> {
+        let token = params(query).find(|(name, _)| name == "access_token")?.1;
+        self.account(account::placeholder_appid(&token)?)
+    }
+}
+
+/// The parameters of a query as WeChat will read them: name and value, decoded.
+fn params(query: &str) -> form_urlencoded::Parse<'_> {
+    form_urlencoded::parse(query.as_bytes())
+}
+
+fn bad_target() -> Failure {
+    Failure::new(
+        Cause::BadTarget,
+        "the request target is not a path of this host, and nothing is forwarded to another; nothing was sent. Set this address as the WeChat base URL, and write paths as WeChat documents them (/cgi-bin/...)",
+    )
+}
+
+/// What the path means to a server that normalizes everything it can; `None` if there is nothing to normalize.
+fn normalized(path: &str) -> Option<String> {
+    let odd = |b: u8| matches!(b, b'%' | b'\\' | b';') || b.is_ascii_uppercase();
+    let plain =
+        !path.bytes().any(odd) && !path.contains("//") && !path.contains("/.") && !path.ends_with('/');
+    if plain {
+        return None;
+    }
+    // Escapes are taken off until none is left: some chains of servers decode twice.
+    let mut text = path.to_owned();
+    for _ in 0..4 {
+        let decoded = percent_encoding::percent_decode_str(&text).decode_utf8_lossy().into_owned();
+        if decoded == text {
+            break;
+        }
+        text = decoded;
+    }
+    let text = text.replace('\\', "/").to_ascii_lowercase();
+    let mut segments = Vec::new();
+    for segment in text.split('/') {
+        // `;` begins a segment's parameters (RFC 3986 3.3), which some servers cut off.
+        match segment
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim_matches(|c: char| c.is_whitespace() || c.is_control())
+        {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            segment => segments.push(segment),
+        }
+    }
+    Some(format!("/{}", segments.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_which_credential_a_path_gets() {
+        for (path, expected) in [
+            ("/cgi-bin/message/custom/send", Action::AppendToken),
+            ("/wxa/getwxacodeunlimit", Action::AppendToken),
+            ("/cgi-bin/token", Action::AnswerToken),
+            ("/cgi-bin/stable_token", Action::AnswerToken),
+            ("/cgi-bin/tokens", Action::AppendToken),
+            ("/sns/jscode2session", SECRET),
+            ("/sns/userinfo", Action::KeepUserToken),
+            ("/sns/auth", Action::KeepUserToken),
+            ("/cgi-bin/component/api_query_auth", Action::KeepUserToken),
+            ("/donut/code2verifyinfo", TOKEN_AND_APPSECRET),
+        ] {
+            assert_eq!(action(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_normalized_as_far_as_any_server_might() {
+        for (path, meant) in [
+            ("/sns/jscode2session/../../cgi-bin/token", "/cgi-bin/token"),
+            ("/cgi-bin//token", "/cgi-bin/token"),
+            ("/cgi-bin/token/", "/cgi-bin/token"),
+            ("/cgi-bin/%74oken", "/cgi-bin/token"),
+            ("/cgi-bin/%2574oken", "/cgi-bin/token"),
+            ("/cgi-bin%2Ftoken", "/cgi-bin/token"),
+            ("/x/%2e%2e/cgi-bin/token", "/cgi-bin/token"),
+            ("/cgi-bin\\token", "/cgi-bin/token"),
+            ("/CGI-BIN/Token", "/cgi-bin/token"),
+            ("/cgi-bin;a=b/token;c", "/cgi-bin/token"),
+            ("/cgi-bin/token%00", "/cgi-bin/token"),
+            ("/./cgi-bin/./token", "/cgi-bin/token"),
+            ("/../../cgi-bin/token", "/cgi-bin/token"),
+        ] {
+            assert_eq!(normalized(path).as_deref(), Some(meant), "{path}");
+        }
+        assert_eq!(normalized("/cgi-bin/message/custom/send"), None, "nothing to do for an ordinary path");
+    }
+}
