@@ -24,5 +24,6 @@ pub mod error;
 pub mod origin;
 pub mod proxy;
 pub mod server;
+pub mod sim;
 pub mod tls;
 pub mod token;
