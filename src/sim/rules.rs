@@ -289,7 +289,7 @@ impl Rules {
             let issued = self.issued.get(&token).filter(|issued| now < issued.ends_at)?;
             let remaining = issued.expires_at.saturating_sub(now);
             // Documented: at any moment expires_in >= 300, so the token is kept to that second and not beyond.
-            (remaining >= limits.window()).then(|| Grant {
+            (remaining >= limits.window()).then_some(Grant {
                 token,
                 expires_in: remaining.as_secs(),
                 fresh: false,
