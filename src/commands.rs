@@ -1,13 +1,14 @@
 //! What each command does, and the code it ends with: 0 well, 64 bad configuration, 69 a port is taken, 1 otherwise.
 
 mod check;
-
+mod demo;
 mod run;
-
+mod simulate;
 mod wait;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use wechat_sidecar::config::cli::Invocation;
 
@@ -29,7 +30,8 @@ pub(crate) fn execute(invocation: Invocation) -> ExitCode {
             Invocation::Run(config) => run::run(*config).await,
             Invocation::Check(config) => check::check(*config).await,
             Invocation::Wait(wait) => wait::wait(&wait).await,
-            Invocation::Simulate(_) | Invocation::Demo(_) => 1,
+            Invocation::Simulate(options) => simulate::simulate(*options).await,
+            Invocation::Demo(demo) => demo::demo(&demo).await,
         }
     });
     runtime.shutdown_background();
@@ -44,4 +46,15 @@ fn say(line: &str) {
 /// Prints a line on what went wrong.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "wechat-sidecar: {line}");
+}
+
+/// A client for addresses of this machine, which no proxy setting may divert.
+fn local_client(timeout: Duration) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(timeout)
+        // Clear text: no roots are needed, and loading the system's would cost more than the call.
+        .tls_backend_preconfigured((*wechat_sidecar::tls::client_config(&Default::default())).clone())
+        .build()
+        .map_err(|error| format!("no HTTP client ({error})"))
 }

@@ -14,7 +14,7 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`tls`], [`telemetry`], [`signal`]. `sim` is WeChat itself,
+//! [`error`], [`credentials`], [`origin`], [`tls`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
 //! as far as we know it, for tests and laptops.
 
 pub mod account;
@@ -27,6 +27,7 @@ pub mod origin;
 pub mod proxy;
 pub mod server;
 pub mod signal;
+pub mod sim;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

@@ -15,16 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn wait(options: &Wait) -> u8 {
     let url = format!("http://{}/readyz", options.admin);
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(PATIENCE)
-        // Loopback and clear text: no roots are needed, and loading the system's would cost more than the question.
-        .tls_backend_preconfigured((*wechat_sidecar::tls::client_config(&Default::default())).clone())
-        .build();
-    let client = match client {
+    let client = match super::local_client(PATIENCE) {
         Ok(client) => client,
         Err(error) => {
-            complain(&format!("no HTTP client ({error})"));
+            complain(&error);
             return 1;
         }
     };
