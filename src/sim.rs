@@ -27,7 +27,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -290,10 +290,14 @@ impl Sim {
         format!("http://{}", self.addresses.plain)
     }
 
-    /// `https://localhost` and the TLS port.
+    /// `https://` and the TLS address, or `localhost` where the certificate does not name the address.
     #[must_use]
     pub fn tls_base_url(&self) -> Option<String> {
-        self.addresses.tls.map(|address| format!("https://localhost:{}", address.port()))
+        let named = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
+        self.addresses.tls.map(|address| match address.ip() {
+            ip if named(ip) => format!("https://{address}"),
+            _ => format!("https://localhost:{}", address.port()),
+        })
     }
 
     /// The accounts it knows from its configuration.

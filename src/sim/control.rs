@@ -174,7 +174,7 @@ fn shown(seen: &Seen) -> Value {
 }
 
 /// The paths of the levers, as [`pull`] knows them.
-const LEVERS: [&str; 24] = [
+pub(super) const LEVERS: [&str; 24] = [
     "/accept_token",
     "/account",
     "/advance",

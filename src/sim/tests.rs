@@ -9,6 +9,8 @@ use tokio::net::TcpStream;
 
 use super::*;
 
+mod operate;
+
 const APP: &str = DEFAULT_APPID;
 
 struct Answer {
