@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# The commands as a user meets them: help, exit codes, what is printed and what never is. Argument: the binary.
+set -euo pipefail
+
+binary="$(realpath "${1:?give the binary to test}")"
+appid=wx0123456789abcdef
+secret=0123456789abcdef0123456789abcdef
+work="$(mktemp -d)"
+pids=()
+clean() {
+  for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done
+  rm -rf "$work"
+}
+trap clean EXIT
+# No setting of whoever runs this may count.
+for name in $(compgen -e WECHAT_SIDECAR_ || true); do unset "$name"; done
+
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+
+# expect CODE TITLE COMMAND...: the exit code; what was printed is in $work/out and $work/err.
+expect() {
+  local code="$1" title="$2" got=0
+  shift 2
+  timeout 60 "$@" > "$work/out" 2> "$work/err" || got=$?
+  if [ "$got" != "$code" ]; then
+    cat "$work/out" "$work/err"
+    fail "$title: exit code $got, not $code"
+  fi
+  echo "$title"
+}
+
+# says TEXT...: each is in what was printed last.
+says() {
+  local text
+  for text in "$@"; do
+    grep --quiet --fixed-strings -- "$text" "$work/out" "$work/err" || {
+      cat "$work/out" "$work/err"
+      fail "it does not say: $text"
+    }
+  done
+}
+
+# until_found TEXT FILE: waits for a line of a process that runs.
+until_found() {
+  local n
+  for n in $(seq 300); do
+    grep --quiet "$1" "$2" 2> /dev/null && return
+    sleep 0.1
+  done
+  cat "$2" >&2
+  fail "nobody said: $1"
+}
+
+for command in "" run check wait simulate demo; do
+  # shellcheck disable=SC2086 # No command is no word.
+  expect 0 "help of '$command' is printed, with examples" "$binary" $command --help
+  says Examples:
+  [ ! -s "$work/err" ] || fail "help is for standard output"
+done
+expect 0 "the version is printed" "$binary" --version
+says "wechat-sidecar "
+
+expect 64 "all bad settings are told at once" \
+  env WECHAT_SIDECAR_APPID=wx/.. WECHAT_SIDECAR_TOKEN_WAIT=soon WECHAT_SIDECAR_BANANA=1 \
+  "$binary" run --listen nowhere --log inof --workers 0
+says WECHAT_SIDECAR_APPID WECHAT_SIDECAR_TOKEN_WAIT WECHAT_SIDECAR_BANANA --listen --log --workers secret
+expect 64 "an unknown flag is refused" "$binary" run --listne 127.0.0.1:0
+says --listen
+expect 64 "a secret on the command line is refused" "$binary" run --appid "$appid" --secret "$secret"
+says WECHAT_SIDECAR_SECRET
+! grep --quiet "$secret" "$work/out" "$work/err" || fail "and is shown"
+expect 1 "wait gives up when nothing listens" "$binary" wait --admin-listen 127.0.0.1:1 --timeout 0s
+
+"$binary" simulate --listen 127.0.0.1:0 --control-listen 127.0.0.1:0 > "$work/sim" 2> "$work/sim.log" &
+sim=$!
+pids+=("$sim")
+until_found "Point a sidecar" "$work/sim"
+says_address() { sed -n "s|^  $1 *http://\([^ ]*\).*|\1|p" "$work/sim"; }
+api="$(says_address API)"
+control="$(says_address control)"
+account=("--appid" "$appid" "--upstream" "http://$api")
+
+export WECHAT_SIDECAR_SECRET="$secret"
+expect 0 "check finds good settings good" "$binary" check "${account[@]}"
+says "$appid"
+expect 1 "check finds a wrong secret" \
+  env WECHAT_SIDECAR_SECRET=ffffffffffffffffffffffffffffffff "$binary" check "${account[@]}"
+says AppSecret
+! grep --quiet ffffffffffffffff "$work/out" "$work/err" || fail "and shows it"
+expect 69 "run finds its port taken" "$binary" run "${account[@]}" --listen "$api" --admin-listen 127.0.0.1:0
+says "listen = $api"
+expect 69 "run finds its admin port taken" "$binary" run "${account[@]}" --listen 127.0.0.1:0 --admin-listen "$api"
+says "admin_listen = $api"
+expect 69 "simulate finds its port taken" "$binary" simulate --listen "$api" --control-listen 127.0.0.1:0
+
+"$binary" run "${account[@]}" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --log trace --log-format json \
+  > "$work/run" 2> "$work/run.log" &
+run=$!
+pids+=("$run")
+until_found '"listen":"' "$work/run.log"
+listen="$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/run.log")"
+admin="$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/run.log")"
+expect 0 "wait ends when the sidecar is ready" "$binary" wait --admin-listen "$admin" --timeout 30s
+
+# call TITLE CURL-OPTIONS...: a message, sent without a token.
+call() {
+  expect 0 "$1" curl --silent --show-error --include --noproxy '*' --max-time 30 \
+    --data '{"touser":"oAAAA","msgtype":"text","text":{"content":"hello"}}' "${@:2}" \
+    "http://$listen/cgi-bin/message/custom/send?kf=SEEN-BY-NOBODY"
+  says "200 OK" '"errcode":0'
+}
+call "a call is sent"
+expect 0 "its token dies" curl --silent --show-error --noproxy '*' --max-time 30 --data '{}' "http://$control/expire"
+call "the next call is sent all the same"
+says "x-wechat-sidecar-attempts: 2"
+
+kill -TERM "$run"
+code=0
+wait "$run" || code=$?
+[ "$code" = 0 ] || fail "SIGTERM ends run with $code"
+kill -TERM "$sim"
+wait "$sim" || code=$?
+[ "$code" = 0 ] || fail "SIGTERM ends simulate with $code"
+echo "SIGTERM ends both with 0"
+
+# The access lines are there, and nothing of a token, a secret or a query's value, though the log was at trace.
+says_log() { grep --quiet --fixed-strings -- "$1" "$work/run.log" || { cat "$work/run.log"; fail "the log has no $1"; }; }
+says_log '"keys":"kf"'
+says_log '"refused":42001'
+[ ! -s "$work/run" ] || fail "run prints to standard output"
+! grep --extended-regexp "$secret|SEEN-BY-NOBODY|access_token=" "$work/run.log" || fail "the log shows too much"
+echo "the log has a line for each call and no secret, token or value"
