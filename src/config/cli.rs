@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::problem::{Problem, Problems, shown};
+use super::problem::{Place, Problem, Problems, shown};
 use super::reader::Reader;
 use super::settings::{self, Setting, Verb};
 use super::sources::Flags;
@@ -223,7 +223,12 @@ fn simulate(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Simulate
 
 fn demo(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Demo, Problems> {
     let mut reader = Reader::new(Verb::Demo, flags, env);
-    let telemetry = reader.telemetry();
+    // The demo tells its own story; log lines between its lines would drown it, unless they were asked for.
+    let quiet = matches!(reader.place("log"), Place::Nowhere);
+    let telemetry = reader.telemetry().map(|telemetry| match quiet {
+        true => telemetry::Config { filter: "error".to_owned(), ..telemetry },
+        false => telemetry,
+    });
     reader.finish(telemetry.map(|telemetry| Demo { telemetry }))
 }
 
