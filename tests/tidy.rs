@@ -1,9 +1,13 @@
 //! Holds the house in shape: imports point only downward, files are short and say what they own, and what is
-//! banned stays out. The checks are functions on text, tested on bad samples, so that they can fail.
+//! banned stays out. And holds what people read to what the code does: README and examples name only causes, settings
+//! and command lines that exist. The checks are functions on text, tested on bad samples, so that they can fail.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use wechat_sidecar::config::{cli, settings};
+use wechat_sidecar::error::Cause;
 
 /// The layers from the bottom up; a module may use its own layer and those below.
 const LAYERS: &[&[&str]] = &[
@@ -77,6 +81,17 @@ fn the_top_of_the_repository_holds_only_what_belongs_there() {
     report(entries.filter_map(|name| top(&name.to_string_lossy())));
 }
 
+#[test]
+fn the_readme_tells_every_error_of_ours() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    report(Cause::ALL.iter().filter_map(|cause| untold(*cause, &readme)));
+}
+
+#[test]
+fn whatever_is_shown_to_people_exists() {
+    report(shown().flat_map(|(path, text)| nonexistent(&path, &text)));
+}
+
 // What is checked.
 
 /// Every import of a file that its layer forbids.
@@ -145,6 +160,45 @@ fn top(name: &str) -> Option<String> {
     (!belongs).then(|| format!("{name} does not belong at the top of the repository"))
 }
 
+/// A cause that no row of the README's table tells with its status and errcode.
+fn untold(cause: Cause, readme: &str) -> Option<String> {
+    let row = format!("| {} | `{}` | {} |", cause.status().as_u16(), cause.name(), cause.errcode());
+    let told = readme.lines().filter(|line| line.ends_with(&row)).count() == 1;
+    (!told).then(|| format!("README.md: tell {cause:?} in a row of the table of failures that ends in {row}"))
+}
+
+/// Variables that are no setting, and command lines that would be refused.
+fn nonexistent(path: &Path, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let known: Vec<_> =
+        settings::SETTINGS.iter().filter(|s| s.is_env()).map(settings::Setting::env).collect();
+    for word in words(text).iter().filter(|word| word.starts_with(settings::ENV_PREFIX)) {
+        if !known.iter().any(|known| known == word) {
+            found.push(format!("{}: {word} is no setting", path.display()));
+        }
+    }
+    for line in text.lines() {
+        let words: Vec<_> = line.split_whitespace().skip_while(|word| word.contains('=')).collect();
+        let command = match words.as_slice() {
+            [program, rest @ ..] if program.ends_with("/wechat-sidecar") || *program == "wechat-sidecar" => {
+                rest
+            }
+            ["cargo", "run", "--release", "--", rest @ ..] => rest,
+            _ => continue,
+        };
+        // Prose and file names begin like this, too; what runs names its command.
+        let runs = command.first().is_some_and(|verb| VERBS.contains(verb));
+        let args = ["wechat-sidecar"].iter().chain(command);
+        if runs && let Err(error) = cli::command().try_get_matches_from(args) {
+            found.push(format!("{}: {line}\n{error}", path.display()));
+        }
+    }
+    found
+}
+
+/// The commands of the binary.
+const VERBS: &[&str] = &["run", "check", "wait", "simulate", "demo"];
+
 // How it is found.
 
 fn root() -> PathBuf {
@@ -167,6 +221,22 @@ fn sources() -> impl Iterator<Item = (PathBuf, String)> {
         }
     }
     assert!(files.len() > 5, "the sources are not where this test looks for them");
+    files.into_iter()
+}
+
+/// Everything at the top and in the examples that people read or copy.
+fn shown() -> impl Iterator<Item = (PathBuf, String)> {
+    let mut files = BTreeMap::new();
+    let mut places = vec![root().join("README.md"), root().join("Dockerfile"), root().join("examples")];
+    while let Some(path) = places.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).expect("a folder can be listed");
+            places.extend(entries.map(|entry| entry.expect("a folder can be listed").path()));
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            files.insert(path.strip_prefix(root()).expect("it lies below the root").to_owned(), text);
+        }
+    }
+    assert!(files.len() > 5, "what people read is not where this test looks for it");
     files.into_iter()
 }
 
@@ -449,4 +519,31 @@ fn a_shapeless_or_banned_file_is_found() {
     }
     assert!(top("notes.txt").is_some() && top("docs").is_some());
     assert!(top("LICENSE-MIT").is_none() && top(".gitignore").is_none() && top("src").is_none());
+}
+
+#[test]
+fn what_is_told_wrongly_is_found() {
+    let (cause, row) = (Cause::NoToken, "| There is none | 503 | `no-token` | -1 |");
+    assert!(untold(cause, row).is_none());
+    for bad in ["", "no-token", "| There is none | 502 | `no-token` | -1 |", &format!("{row}\n{row}")] {
+        assert!(untold(cause, bad).is_some(), "{bad}");
+    }
+    let found = |text| nonexistent(Path::new("README.md"), text).len();
+    for bad in [
+        "set WECHAT_SIDECAR_BANANA=1",
+        "wechat-sidecar run --listne 127.0.0.1:0",
+        "target/release/wechat-sidecar wait --timeot 1s",
+        "A=b cargo run --release -- demo --fast",
+    ] {
+        assert_eq!(found(bad), 1, "{bad}");
+    }
+    for good in [
+        "`WECHAT_SIDECAR_LISTEN=0.0.0.0:7200`",
+        "WECHAT_SIDECAR_SECRET=x wechat-sidecar run --appid wx1",
+        "  wechat-sidecar:",
+        "wechat-sidecar is a proxy",
+        "/usr/local/bin/wechat-sidecar",
+    ] {
+        assert_eq!(found(good), 0, "{good}");
+    }
 }

@@ -150,7 +150,7 @@ pub static SETTINGS: &[Setting] = &[
         value: "ADDRESS:PORT",
         kind: Kind::Listen,
         default: Fallback::Text("127.0.0.1:7201"),
-        help: "Where probes, metrics and the status page are",
+        help: "Where the probes /livez and /readyz are",
         forms: Forms::All,
         commands: REACH,
     },
