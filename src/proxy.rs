@@ -2,7 +2,7 @@
 //!
 //! `accept → record → route → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
 //!
-//! [`Proxy::exchange`] reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
+//! `Proxy::exchange` reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
 //! [`call`] holds the body, [`inject`] writes the query, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
 //! token, [`reply`] carries the answer back, [`record`] writes the line. [`answer`] is for what is never forwarded.
 //!
