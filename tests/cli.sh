@@ -6,9 +6,12 @@ binary="$(realpath "${1:?give the binary to test}")"
 appid=wx0123456789abcdef
 secret=0123456789abcdef0123456789abcdef
 work="$(mktemp -d)"
+# What is still to be ended; a process that was waited for is none of ours any more.
 pids=()
 clean() {
-  for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done
+  for pid in "${pids[@]}"; do
+    kill -KILL "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true
+  done
   rm -rf "$work"
 }
 trap clean EXIT
@@ -45,8 +48,7 @@ says() {
 
 # until_found TEXT FILE: waits for a line of a process that runs.
 until_found() {
-  local n
-  for n in $(seq 300); do
+  for _ in $(seq 300); do
     grep --quiet "$1" "$2" 2> /dev/null && return
     sleep 0.1
   done
@@ -120,9 +122,11 @@ says "x-wechat-sidecar-attempts: 2"
 kill -TERM "$run"
 code=0
 wait "$run" || code=$?
+pids=("$sim")
 [ "$code" = 0 ] || fail "SIGTERM ends run with $code"
 kill -TERM "$sim"
 wait "$sim" || code=$?
+pids=()
 [ "$code" = 0 ] || fail "SIGTERM ends simulate with $code"
 echo "SIGTERM ends both with 0"
 

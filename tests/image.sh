@@ -11,9 +11,12 @@ appid=wx0123456789abcdef
 secret=0123456789abcdef0123456789abcdef
 work="$(mktemp -d)"
 root="$work/root"
+# What is still to be ended; a process that was waited for is none of ours any more.
 pids=()
 clean() {
-  for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done
+  for pid in "${pids[@]}"; do
+    kill -KILL "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true
+  done
   rm -rf "$work"
 }
 trap clean EXIT
@@ -114,8 +117,7 @@ inside() {
 
 # until_found TEXT FILE: waits for a line of a process that runs.
 until_found() {
-  local n
-  for n in $(seq 300); do
+  for _ in $(seq 300); do
     grep --quiet "$1" "$2" 2> /dev/null && return
     sleep 0.1
   done
@@ -142,10 +144,10 @@ settings=(
 # The built-in roots are there without any file: they are asked, and do not know the simulation's authority.
 code=0
 inside "${settings[@]}" WECHAT_SIDECAR_ADMIN_LISTEN=127.0.0.1:0 -- check > "$work/check" 2>&1 || code=$?
-[ "$code" = 1 ] && grep --quiet --ignore-case "certificate" "$work/check" || {
+if [ "$code" != 1 ] || ! grep --quiet --ignore-case "certificate" "$work/check"; then
   cat "$work/check"
   fail "a certificate of an authority nobody knows was not refused as one (exit code $code)"
-}
+fi
 echo "an authority nobody knows is refused"
 
 # shellcheck disable=SC2154
@@ -181,12 +183,16 @@ echo "calls go through it, a dead token is not noticed"
 code=0
 kill -TERM "$run"
 wait "$run" || code=$?
+pids=("$sim")
 [ "$code" = 0 ] || { cat "$work/run.log"; fail "SIGTERM ends it with $code"; }
 code=0
 env --ignore-environment PATH="$PATH" WECHAT_SIDECAR_ADMIN_LISTEN="$admin" "${enter[@]}" "${health[@]}" > /dev/null 2>&1 || code=$?
 [ "$code" = 1 ] || fail "the HEALTHCHECK's command says $code of a sidecar that is gone, not 1"
 kill -TERM "$sim"
-wait "$sim" || fail "SIGTERM ends the simulation badly"
+code=0
+wait "$sim" || code=$?
+pids=()
+[ "$code" = 0 ] || fail "SIGTERM ends the simulation with $code"
 list > "$work/after"
 diff "$work/before" "$work/after" || fail "something was written into the root"
 [ "$(ls -A "$root/tmp")" = ca.pem ] || fail "something was written to /tmp"
