@@ -1,6 +1,8 @@
 //! Who we are: an [`Account`] is one WeChat appid with its secret, the keeper of its token, and the placeholder its
 //! apps get instead.
 
+use std::sync::Arc;
+
 use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret, SecretOrigin};
@@ -23,7 +25,9 @@ pub struct Config {
 
 /// One WeChat account at work. Cheap to clone.
 #[derive(Clone)]
-pub struct Account {
+pub struct Account(Arc<Inner>);
+
+struct Inner {
     appid: AppId,
     secret: Secret,
     encoded_secret: Zeroizing<String>,
@@ -36,37 +40,37 @@ impl Account {
     #[must_use]
     pub fn new(appid: AppId, secret: Secret, keeper: TokenKeeper) -> Self {
         let encoded_secret = Zeroizing::new(percent_encode(secret.expose()));
-        Self { placeholder: placeholder(&appid), appid, secret, encoded_secret, keeper }
+        Self(Arc::new(Inner { placeholder: placeholder(&appid), appid, secret, encoded_secret, keeper }))
     }
 
     /// Its public name.
     #[must_use]
     pub fn appid(&self) -> &AppId {
-        &self.appid
+        &self.0.appid
     }
 
     /// Its AppSecret.
     #[must_use]
     pub fn secret(&self) -> &Secret {
-        &self.secret
+        &self.0.secret
     }
 
     /// Its AppSecret as it stands in a query. SECURITY: only for the wire to WeChat.
     #[must_use]
     pub fn encoded_secret(&self) -> &str {
-        &self.encoded_secret
+        &self.0.encoded_secret
     }
 
     /// Its token.
     #[must_use]
     pub fn keeper(&self) -> &TokenKeeper {
-        &self.keeper
+        &self.0.keeper
     }
 
     /// What its apps get in place of a token.
     #[must_use]
     pub fn placeholder(&self) -> &str {
-        &self.placeholder
+        &self.0.placeholder
     }
 }
 

@@ -13,6 +13,7 @@ pub mod answer;
 pub mod call;
 pub mod inject;
 pub mod inspect;
+pub mod mask;
 pub mod record;
 pub mod reply;
 pub mod route;
@@ -31,6 +32,7 @@ use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
 use crate::proxy::inject::InjectError;
 use crate::proxy::inspect::{Inspector, Verdict};
+use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
 use crate::proxy::reply::Outbound;
 use crate::proxy::route::{Action, Route, Routes, SecretForm};
@@ -63,7 +65,7 @@ pub struct Proxy {
 
 /// What became of a call: WeChat's answer, or one of ours.
 enum Answer {
-    WeChats(Reply),
+    WeChats(Reply, Option<Mask>),
     Ours(Response<bytes::Bytes>),
 }
 
@@ -74,7 +76,7 @@ impl Handler for Proxy {
         let mut record = Record::open(&request);
         let http10 = request.version() < Version::HTTP_11;
         match self.exchange(request, &mut record).await {
-            Ok(Answer::WeChats(reply)) => Outbound::wechats(reply, http10, connection, record),
+            Ok(Answer::WeChats(reply, mask)) => Outbound::wechats(reply, mask, http10, connection, record),
             Ok(Answer::Ours(reply)) => Outbound::ours(reply, None, record),
             Err(failure) => {
                 tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
@@ -117,20 +119,26 @@ impl Proxy {
 
         // hold: the body is kept while it goes out, or held whole if it has no length.
         let mut call = Call::hold(request, &self.host, &self.limits).await?;
-        if route.action.carries_token() && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
-            // A refusal in gzip or brotli would go unseen.
+        // Our credentials go along: what echoes them is masked.
+        let mut mask = (route.action != Action::KeepUserToken).then(|| Mask::new(route.account));
+        if mask.is_some() && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
+            // A refusal, or an echo, in gzip or brotli would go unseen.
             call.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
 
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
+        if let (Some(mask), Some(token)) = (&mut mask, &token) {
+            mask.add(token);
+        }
+
         // inject, forward.
         let target = write_credential(&route, token.as_ref())?;
         let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
-        let Some(token) = token else { return Ok(answered(reply, record)) };
+        let Some(token) = token else { return Ok(answered(reply, mask, record)) };
         let refused = match self.inspect(&mut reply, record).await? {
             Verdict::Refused(errcode) => errcode,
             Verdict::Clean | Verdict::Undecided => {
@@ -138,7 +146,7 @@ impl Proxy {
                     token.mark_accepted();
                 }
                 call.let_go();
-                return Ok(answered(reply, record));
+                return Ok(answered(reply, mask, record));
             }
         };
         record.refused = Some(refused);
@@ -151,13 +159,16 @@ impl Proxy {
             Refresh::Another(fresh) | Refresh::Same(fresh) => fresh,
             Refresh::No(why) => {
                 tracing::debug!(errcode = refused, "a refused call goes back as it came: {why}");
-                return Ok(answered(reply, record));
+                return Ok(answered(reply, mask, record));
             }
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
         if !call.again().await {
-            return Ok(answered(reply, record));
+            return Ok(answered(reply, mask, record));
+        }
+        if let Some(mask) = &mut mask {
+            mask.add(&fresh);
         }
         let target = write_credential(&route, Some(&fresh))?;
         match self.forward(&call, target, record).await {
@@ -167,10 +178,10 @@ impl Proxy {
                 {
                     fresh.mark_accepted();
                 }
-                Ok(answered(second, record))
+                Ok(answered(second, mask, record))
             }
             // WeChat saw it just once, so the app gets what WeChat said.
-            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, record)),
+            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, mask, record)),
             // It may have taken effect: the refusal would be a lie, and the app's own retry a second message.
             Err(NotAnswered { failure, .. }) => Err(failure),
         }
@@ -288,9 +299,9 @@ fn strip_placeholder(target: &PathAndQuery) -> Result<PathAndQuery, InjectError>
     if placeholder { inject::strip(target, &[inject::ACCESS_TOKEN]) } else { Ok(target.clone()) }
 }
 
-fn answered(mut reply: Reply, record: &Record) -> Answer {
+fn answered(mut reply: Reply, mask: Option<Mask>, record: &Record) -> Answer {
     if record.attempts > 1 {
         reply.head.headers.insert(ATTEMPTS_HEADER, HeaderValue::from(record.attempts));
     }
-    Answer::WeChats(reply)
+    Answer::WeChats(reply, mask)
 }

@@ -2,15 +2,16 @@
 //! bytes, and carries the call's record, so that the record closes when the last byte has gone or the app has left.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Failure;
+use crate::proxy::mask::{Mask, Masking};
 use crate::proxy::record::Record;
-use crate::proxy::upstream::{Cut, ReplyBody};
+use crate::proxy::upstream::{Cut, Reply, ReplyBody};
 use crate::server::Connection;
 
 /// A reply's body on its way to the app.
@@ -24,7 +25,34 @@ pub struct Outbound {
 
 enum Content {
     Ours(Option<Bytes>),
-    WeChats(ReplyBody),
+    WeChats(ReplyBody, Option<Masking>),
+}
+
+impl Content {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match self {
+            Self::Ours(bytes) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
+                Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
+            Self::WeChats(body, None) => Pin::new(body).poll_frame(cx),
+            Self::WeChats(body, Some(masking)) => loop {
+                let go = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(piece) => masking.push(piece),
+                        Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                    },
+                    Some(Err(cut)) => return Poll::Ready(Some(Err(cut))),
+                    None if masking.held() > 0 => masking.finish(),
+                    None => return Poll::Ready(None),
+                };
+                // All of it may be held back, as what could be the beginning of a credential.
+                if !go.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(go))));
+                }
+            },
+        }
+    }
 }
 
 impl Outbound {
@@ -45,10 +73,11 @@ impl Outbound {
         Self::ours(failure.reply(), Some(failure.cause), record)
     }
 
-    /// WeChat's reply.
+    /// WeChat's reply, with what it echoes of our credentials masked.
     #[must_use]
     pub fn wechats(
-        reply: crate::proxy::upstream::Reply,
+        mut reply: Reply,
+        mask: Option<Mask>,
         http10: bool,
         connection: &Connection,
         mut record: Record,
@@ -56,10 +85,11 @@ impl Outbound {
         record.answered(reply.head.status, None);
         let ends_connection =
             (http10 && reply.body.size_hint().exact().is_none()).then(|| connection.clone());
-        Response::from_parts(
-            reply.head,
-            Self { content: Content::WeChats(reply.body), record, ends_connection },
-        )
+        if let Some(mask) = &mask {
+            mask.headers(&mut reply.head.headers);
+        }
+        let content = Content::WeChats(reply.body, mask.map(Masking::new));
+        Response::from_parts(reply.head, Self { content, record, ends_connection })
     }
 }
 
@@ -69,12 +99,7 @@ impl Body for Outbound {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = &mut *self;
-        let next = match &mut this.content {
-            Content::Ours(bytes) => Poll::Ready(
-                bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))),
-            ),
-            Content::WeChats(body) => Pin::new(body).poll_frame(cx),
-        };
+        let next = this.content.poll_frame(cx);
         if let Poll::Ready(next) = &next {
             match next {
                 Some(Err(cut)) => {
@@ -94,7 +119,9 @@ impl Body for Outbound {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Content::WeChats(body) => body.is_end_stream(),
+            Content::WeChats(body, masking) => {
+                body.is_end_stream() && masking.as_ref().is_none_or(|masking| masking.held() == 0)
+            }
         }
     }
 
@@ -103,7 +130,12 @@ impl Body for Outbound {
             Content::Ours(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Content::WeChats(body) => body.size_hint(),
+            Content::WeChats(body, masking) => {
+                let held = masking.as_ref().map_or(0, |masking| masking.held() as u64);
+                body.size_hint()
+                    .exact()
+                    .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + held))
+            }
         }
     }
 }

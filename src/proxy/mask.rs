@@ -1,0 +1,299 @@
+//! Nothing leaks back: our token and secret are masked where a reply echoes them.
+//!
+//! WeChat does so: `openapi/rid/get` returns the URL of the failed call, token included (`wechat-api.md` 4h). The
+//! mask is as long as what it hides, so that a Content-Length stays true, and is made of `*`, which is no part of a
+//! token, an escape or a JSON structure.
+//!
+//! Only what may be text is looked at, and a reply goes on as it comes: no more is held back than the end of a piece
+//! that could be the beginning of a credential.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+
+use crate::account::Account;
+use crate::token::Token;
+
+/// What must not be seen: an account's secret, and the tokens one call went out with, in every spelling they may
+/// come back in. Holds them as they are, not copies of them.
+#[derive(Clone)]
+pub struct Mask {
+    account: Account,
+    tokens: [Option<Token>; 2],
+}
+
+/// Shorter than any real credential: it would match by chance.
+const SHORTEST: usize = 8;
+
+impl Mask {
+    /// A mask for the secret of `account`.
+    #[must_use]
+    pub fn new(account: &Account) -> Self {
+        Self { account: account.clone(), tokens: [None, None] }
+    }
+
+    /// Adds a token that the call went out with: the first, or the one after it was refused.
+    pub fn add(&mut self, token: &Token) {
+        let place = usize::from(self.tokens[0].is_some());
+        self.tokens[place] = Some(token.clone());
+    }
+
+    fn needles(&self) -> impl Iterator<Item = &[u8]> {
+        let spellings = |plain: &'_ str, encoded: &'_ str| plain != encoded;
+        let secret = (self.account.secret().expose(), self.account.encoded_secret());
+        let tokens = self.tokens.iter().flatten().map(|token| (token.expose(), token.expose_encoded()));
+        std::iter::once(secret)
+            .chain(tokens)
+            .flat_map(move |(plain, encoded)| [Some(plain), spellings(plain, encoded).then_some(encoded)])
+            .flatten()
+            .filter(|needle| needle.len() >= SHORTEST)
+            .map(str::as_bytes)
+    }
+
+    /// Masks every header that echoes a credential. Returns how many did.
+    pub fn headers(&self, headers: &mut HeaderMap) -> usize {
+        let mut found = 0;
+        for value in headers.values_mut() {
+            if self.find(value.as_bytes(), 0).is_none() {
+                continue;
+            }
+            let mut bytes = value.as_bytes().to_vec();
+            self.overwrite(&mut bytes);
+            // `*` is a legal byte of a value; should the rest not be, the value goes as a whole.
+            *value = HeaderValue::from_bytes(&bytes).unwrap_or(HeaderValue::from_static("***"));
+            found += 1;
+        }
+        found
+    }
+
+    /// The first credential in `bytes` at or after `from`: where, and how long.
+    fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
+        let rest = &bytes[from..];
+        let hits = self
+            .needles()
+            .filter(|needle| needle.len() <= rest.len())
+            .filter_map(|needle| memchr::memmem::find(rest, needle).map(|at| (from + at, needle.len())));
+        // The earliest; of two that begin together, the longer.
+        hits.min_by_key(|&(at, length)| (at, usize::MAX - length))
+    }
+
+    fn overwrite(&self, bytes: &mut [u8]) -> bool {
+        let mut from = 0;
+        while let Some((at, length)) = self.find(bytes, from) {
+            bytes[at..at + length].fill(b'*');
+            from = at + length;
+        }
+        from > 0
+    }
+
+    /// How many bytes at the end of `bytes` could be the beginning of a credential.
+    fn unfinished(&self, bytes: &[u8]) -> usize {
+        let Some(&last) = bytes.last() else { return 0 };
+        // Most pieces end in `}`, which no credential has in it: then there is nothing to compare.
+        self.needles()
+            .filter(|needle| memchr::memchr(last, needle).is_some())
+            .filter_map(|needle| {
+                let most = (needle.len() - 1).min(bytes.len());
+                (1..=most).rev().find(|&length| bytes.ends_with(&needle[..length]))
+            })
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Masks one body as it comes, piece by piece.
+pub struct Masking {
+    mask: Mask,
+    held: BytesMut,
+    looking: Looking,
+}
+
+/// How far it has been looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Looking {
+    /// Nothing but white space has come.
+    NotYet,
+    /// It may be a word about the call; so many bytes may still be looked at.
+    At(usize),
+    /// It is a file, or too long to be a word about a call.
+    NoMore,
+}
+
+/// The most of one reply that is looked at. What is longer is a list or a file: searching it would cost more than
+/// carrying it.
+const MOST: usize = 1024 * 1024;
+
+impl Masking {
+    /// For a body of which nothing has come yet.
+    #[must_use]
+    pub fn new(mask: Mask) -> Self {
+        Self { mask, held: BytesMut::new(), looking: Looking::NotYet }
+    }
+
+    /// Takes the next piece and gives what can go on now, which may be nothing.
+    #[must_use]
+    pub fn push(&mut self, piece: Bytes) -> Bytes {
+        if self.looking == Looking::NotYet {
+            self.looking = match piece.iter().find(|byte| !byte.is_ascii_whitespace()) {
+                // JSON, XML, HTML. Pictures, sound and archives begin otherwise.
+                Some(b'{' | b'[' | b'<') => Looking::At(MOST),
+                // A byte order mark in front of text.
+                Some(0xef) => Looking::At(MOST),
+                Some(_) => Looking::NoMore,
+                None => Looking::NotYet,
+            };
+        }
+        let Looking::At(left) = self.looking else { return piece };
+        self.looking = left.checked_sub(piece.len()).map_or(Looking::NoMore, Looking::At);
+        if self.held.is_empty() && self.mask.find(&piece, 0).is_none() {
+            let held = if self.looking == Looking::NoMore { 0 } else { self.mask.unfinished(&piece) };
+            self.held.extend_from_slice(&piece[piece.len() - held..]);
+            return piece.slice(..piece.len() - held);
+        }
+        self.held.extend_from_slice(&piece);
+        self.mask.overwrite(&mut self.held);
+        let keep = if self.looking == Looking::NoMore { 0 } else { self.mask.unfinished(&self.held) };
+        let go = self.held.len() - keep;
+        self.held.split_to(go).freeze()
+    }
+
+    /// What is still held when the body has ended, or when it is no longer looked at. It was no credential after all.
+    #[must_use]
+    pub fn finish(&mut self) -> Bytes {
+        self.held.split().freeze()
+    }
+
+    /// How many bytes are held back.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::credentials::{AppId, Secret};
+    use crate::origin::Origin;
+    use crate::tls::ExtraRoots;
+    use crate::token::keeper::TokenKeeper;
+    use crate::token::source;
+    use crate::token::store::MemoryStore;
+
+    const TOKEN: &str = "50_aabaabaac-0123456789";
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn mask() -> Mask {
+        let config = source::Config {
+            endpoint: source::Endpoint::Stable,
+            origin: Origin::parse("http://127.0.0.1:1").unwrap(),
+            roots: ExtraRoots::default(),
+            connect_timeout: Duration::from_secs(1),
+            fetch_timeout: Duration::from_secs(1),
+        };
+        let appid = AppId::parse("wx0123456789abcdef").unwrap();
+        let secret = Secret::parse(SECRET).unwrap();
+        let source = source::Source::new(&config, appid.clone(), secret.clone()).unwrap();
+        let (keeper, _worker) = TokenKeeper::new(appid.clone(), source, MemoryStore::new());
+        let mut mask = Mask::new(&Account::new(appid, secret, keeper));
+        mask.add(&Token::new(TOKEN, Instant::now(), Duration::from_secs(7200)).unwrap());
+        mask
+    }
+
+    fn masked(pieces: &[&[u8]]) -> Vec<u8> {
+        let mut masking = Masking::new(mask());
+        let mut out = masking.push(Bytes::from_static(b"{")).to_vec();
+        for piece in pieces {
+            out.extend_from_slice(&masking.push(Bytes::copy_from_slice(piece)));
+        }
+        out.extend_from_slice(&masking.finish());
+        out.split_off(1)
+    }
+
+    #[test]
+    fn a_credential_is_masked_by_as_many_stars() {
+        let body = format!(r#"{{"request_url":"access_token={TOKEN}&x=1","secret":"{SECRET}"}}"#);
+        let out = String::from_utf8(masked(&[body.as_bytes()])).unwrap();
+        assert_eq!(out.len(), body.len());
+        assert_eq!(
+            out,
+            format!(
+                r#"{{"request_url":"access_token={}&x=1","secret":"{}"}}"#,
+                "*".repeat(TOKEN.len()),
+                "*".repeat(SECRET.len())
+            )
+        );
+    }
+
+    #[test]
+    fn headers_are_masked_too() {
+        let mut headers = HeaderMap::new();
+        headers.insert("location", HeaderValue::from_str(&format!("/x?access_token={TOKEN}")).unwrap());
+        headers.insert("x-other", HeaderValue::from_static("as it was"));
+        assert_eq!(mask().headers(&mut headers), 1);
+        assert_eq!(headers["location"], format!("/x?access_token={}", "*".repeat(TOKEN.len())));
+        assert_eq!(headers["x-other"], "as it was");
+    }
+
+    #[test]
+    fn an_ordinary_reply_is_not_copied_and_not_held() {
+        let body = Bytes::from_static(br#"{"errcode":0,"errmsg":"ok"}"#);
+        let mut masking = Masking::new(mask());
+        assert_eq!(masking.push(body.clone()).as_ptr(), body.as_ptr());
+        assert_eq!(masking.held(), 0);
+    }
+
+    #[test]
+    fn a_file_is_not_looked_at_and_a_long_list_only_at_its_beginning() {
+        let picture = Bytes::from([b"\xff\xd8", TOKEN.as_bytes()].concat());
+        assert_eq!(Masking::new(mask()).push(picture.clone()), picture);
+        let mut masking = Masking::new(mask());
+        let mut out = masking.push(Bytes::from(vec![b'['; MOST + 1])).len();
+        out += masking.push(Bytes::from_static(TOKEN.as_bytes())).len();
+        assert_eq!((out, masking.held()), (MOST + 1 + TOKEN.len(), 0));
+    }
+
+    #[test]
+    fn what_only_began_like_a_credential_comes_out_as_it_was() {
+        let half = &TOKEN[..10];
+        assert_eq!(masked(&[half.as_bytes()]), half.as_bytes());
+        assert_eq!(masked(&[half.as_bytes(), b"!", half.as_bytes()]), format!("{half}!{half}").as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut_no_credential_comes_out_and_nothing_else_changes(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just(TOKEN.to_owned()), Just(SECRET.to_owned()), Just(TOKEN[..9].to_owned()),
+                    Just("50_aab".to_owned()), "[ -~]{0,12}",
+                ],
+                0..12,
+            ),
+            cuts in proptest::collection::vec(1_usize..20, 0..40),
+        ) {
+            let body = parts.concat().into_bytes();
+            let mut pieces = Vec::new();
+            let mut rest = &body[..];
+            for cut in cuts {
+                if cut >= rest.len() { break }
+                let (piece, after) = rest.split_at(cut);
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            let out = masked(&pieces);
+            prop_assert_eq!(out.len(), body.len());
+            let text = String::from_utf8(out.clone()).unwrap();
+            prop_assert!(!text.contains(TOKEN) && !text.contains(SECRET));
+            prop_assert_eq!(out, masked(&[&body]), "the cuts do not matter");
+            for (ours, theirs) in text.bytes().zip(&body) {
+                prop_assert!(ours == *theirs || ours == b'*');
+            }
+        }
+    }
+}
