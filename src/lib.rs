@@ -14,15 +14,17 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`tls`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
+//! [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
 //! as far as we know it, for tests and laptops.
 
 pub mod account;
 pub mod admin;
 pub mod app;
+pub mod ca;
 pub mod config;
 pub mod credentials;
 pub mod error;
+pub mod hosts;
 pub mod origin;
 pub mod proxy;
 pub mod server;

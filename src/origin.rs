@@ -1,10 +1,11 @@
-//! The one place credentials may go: [`Origin`], a scheme, a host and a port, and nothing else.
+//! The one place credentials may go: [`Origin`], a scheme, a host and a port, and nothing else; and [`Reach`], how
+//! that host is found.
 //!
 //! SECURITY: `http://` is for tests and is taken on loopback only; a path, a query or user info in the setting is
 //! refused, because a credential would then go somewhere other than what the operator reads.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderValue;
 use http::uri::{Authority, Scheme, Uri};
@@ -16,6 +17,20 @@ pub struct Origin {
     host: String,
     port: u16,
     authority: Authority,
+    reach: Reach,
+}
+
+/// How a connection to the origin finds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// By its name.
+    #[default]
+    Name,
+    /// By its name, but never on this machine: a hosts file may point the name at us, and a call would go round for
+    /// ever.
+    NameElsewhere,
+    /// At this address, whatever the name resolves to. TLS still asks for the name.
+    Address(SocketAddr),
 }
 
 impl Origin {
@@ -53,7 +68,7 @@ impl Origin {
                 .filter(|&port| port != 0)
                 .ok_or_else(|| format!("its port is not 1 to 65535; {remedy}"))?,
         };
-        let origin = Self { tls, host, port, authority };
+        let origin = Self { tls, host, port, authority, reach: Reach::Name };
         if !tls && !origin.is_loopback() {
             return Err(
                 "http:// would send the access token in clear; it is for tests and taken on loopback (127.0.0.1, [::1], localhost) only; use https://".to_owned(),
@@ -92,13 +107,46 @@ impl Origin {
         format!("{self}{path}")
     }
 
-    fn is_loopback(&self) -> bool {
+    /// The same origin, found in this way.
+    #[must_use]
+    pub fn reached(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// How it is found.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// What a connection must not have come to: ourselves. A sentence, if it has.
+    ///
+    /// # Errors
+    /// The hosts file points the name at this machine, and the remedy.
+    pub fn check_peer(&self, peer: SocketAddr) -> Result<(), String> {
+        if self.reach == Reach::NameElsewhere && peer.ip().to_canonical().is_loopback() {
+            return Err(format!(
+                "{} resolves to {}, which is this sidecar; {LOOP_REMEDY}",
+                self.host,
+                peer.ip()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the operator named this machine: a test's WeChat.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
         match self.host().parse::<IpAddr>() {
             Ok(ip) => ip.is_loopback(),
             Err(_) => self.host().eq_ignore_ascii_case("localhost"),
         }
     }
 }
+
+/// What to do when the upstream's name leads to ourselves.
+pub const LOOP_REMEDY: &str = "set upstream_address to an address of the real host, or set upstream to \
+     https://api2.weixin.qq.com and leave that name out of the hosts file";
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,6 +182,19 @@ mod tests {
         ] {
             assert!(Origin::parse(bad).unwrap_err().contains("loopback"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_name_that_must_be_elsewhere_is_not_found_here() {
+        let origin = Origin::parse("https://api.weixin.qq.com").unwrap().reached(Reach::NameElsewhere);
+        for here in ["127.0.0.1:443", "127.8.8.8:1", "[::1]:443", "[::ffff:127.0.0.1]:443"] {
+            assert!(
+                origin.check_peer(here.parse().unwrap()).unwrap_err().contains("upstream_address"),
+                "{here}"
+            );
+        }
+        assert!(origin.check_peer("192.0.2.1:443".parse().unwrap()).is_ok());
+        assert!(origin.reached(Reach::Name).check_peer("127.0.0.1:443".parse().unwrap()).is_ok());
     }
 
     #[test]

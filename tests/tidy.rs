@@ -13,8 +13,10 @@ use wechat_sidecar::error::Cause;
 const LAYERS: &[&[&str]] = &[
     &[
         "body",
+        "ca",
         "credentials",
         "error",
+        "hosts",
         "metrics",
         "origin",
         "readiness",
