@@ -5,23 +5,29 @@
 //! listeners close, calls in flight finish within `grace_period`, what is left is cut; the control thread ends last,
 //! because a call that still runs may need a token.
 
+pub mod reach;
+
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::account::Account;
 use crate::admin::{self, Admin};
+use crate::ca::{self, Identity};
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::proxy::call::ReplayBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
+use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Phase};
 use crate::token::keeper::{TokenKeeper, Worker};
 use crate::token::source::Source;
@@ -37,7 +43,9 @@ const LAST: Duration = Duration::from_secs(2);
 pub struct App {
     config: Config,
     addresses: Addresses,
-    listeners: Vec<std::net::TcpListener>,
+    /// For each worker, what it accepts on and how connections there begin.
+    listeners: Vec<Vec<(std::net::TcpListener, Entry)>>,
+    identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
     keepers: Vec<Worker<Source, MemoryStore>>,
@@ -48,6 +56,8 @@ pub struct App {
 pub struct Addresses {
     /// Where apps call.
     pub proxy: SocketAddr,
+    /// Where apps call over TLS, if anywhere.
+    pub tls: Option<SocketAddr>,
     /// Where probes go.
     pub admin: SocketAddr,
 }
@@ -75,6 +85,13 @@ impl fmt::Display for BindError {
                 f,
                 "{setting} = {address}: another process listens there already (perhaps another wechat-sidecar); stop it, or set {setting} to another port"
             ),
+            Self::Port { setting, address, error } if error.kind() == io::ErrorKind::PermissionDenied => {
+                write!(
+                    f,
+                    "{setting} = {address}: cannot listen there ({error}); ports below 1024 need the capability NET_BIND_SERVICE, or the sysctl net.ipv4.ip_unprivileged_port_start={}",
+                    address.port()
+                )
+            }
             Self::Port { setting, address, error } => {
                 write!(
                     f,
@@ -94,6 +111,7 @@ impl App {
     /// # Errors
     /// A port is taken, or the configuration cannot work after all.
     pub fn bind(config: Config) -> Result<Self, BindError> {
+        reach::check(&config).map_err(BindError::Other)?;
         let port = |setting, address| move |error| BindError::Port { setting, address, error };
         let listen = config.server.listen;
         let listeners = server::bind(listen, config.server.workers).map_err(port("listen", listen))?;
@@ -105,7 +123,19 @@ impl App {
                 .local_addr()
                 .map_err(|error| BindError::Other(format!("a listener without an address ({error})")))
         };
-        let addresses = Addresses { proxy: address(&listeners[0])?, admin: address(&admin)? };
+        let identity = config.authority.clone().map(Identity::new).transpose().map_err(BindError::Other)?;
+        let tls = identity.clone().map(Tls::new).transpose().map_err(BindError::Other)?;
+        let mut addresses = Addresses { proxy: address(&listeners[0])?, tls: None, admin: address(&admin)? };
+        let entry = tls.clone().map_or(Entry::Http, Entry::Proxy);
+        let mut listeners: Vec<_> =
+            listeners.into_iter().map(|listener| vec![(listener, entry.clone())]).collect();
+        if let (Some(listen), Some(tls)) = (config.server.tls_listen, tls) {
+            let more = server::bind(listen, config.server.workers).map_err(port("tls_listen", listen))?;
+            addresses.tls = Some(address(&more[0])?);
+            for (worker, listener) in listeners.iter_mut().zip(more) {
+                worker.push((listener, Entry::Tls(tls.clone())));
+            }
+        }
 
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
@@ -117,7 +147,7 @@ impl App {
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, admin, accounts, keepers })
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -131,15 +161,15 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, admin, accounts, keepers, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
 
         let mut workers = Vec::new();
         let budget = ReplayBudget::new(config.proxy.replay_budget);
-        for (n, listener) in listeners.into_iter().enumerate() {
-            let routes = Routes::new(accounts.clone());
+        for (n, listeners) in listeners.into_iter().enumerate() {
+            let routes = Routes::new(accounts.clone()).speaking_for(config.hosts.clone());
             let (settings, upstream, budget) =
                 (config.proxy.clone(), config.upstream.clone(), budget.clone());
             let (max_head, phase) = (config.server.max_head, watching.clone());
@@ -153,15 +183,36 @@ impl App {
                         sweeping.upstream().sweep();
                     }
                 });
-                server::serve(listener, proxy, max_head, phase).await
+                let mut serving = JoinSet::new();
+                for (listener, entry) in listeners {
+                    serving.spawn_local(server::serve(
+                        listener,
+                        entry,
+                        Rc::clone(&proxy),
+                        max_head,
+                        phase.clone(),
+                    ));
+                }
+                while let Some(ended) = serving.join_next().await {
+                    ended.map_err(io::Error::other)??;
+                }
+                Ok(())
             })?);
         }
         let control = thread("control".to_owned(), ended, move || async move {
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }
+            if let Some(identity) = identity {
+                tokio::task::spawn_local(async move {
+                    loop {
+                        tokio::time::sleep(ca::RENEW).await;
+                        identity.renew();
+                    }
+                });
+            }
             let admin_handler = Rc::new(Admin::new(accounts, watching));
-            server::serve(admin, admin_handler, admin::MAX_HEAD, control_watching).await
+            server::serve(admin, Entry::Http, admin_handler, admin::MAX_HEAD, control_watching).await
         })?;
 
         let mut outcome = Ok(());

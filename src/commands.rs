@@ -1,5 +1,6 @@
 //! What each command does, and the code it ends with: 0 well, 64 bad configuration, 69 a port is taken, 1 otherwise.
 
+mod ca;
 mod check;
 mod demo;
 mod run;
@@ -29,6 +30,7 @@ pub(crate) fn execute(invocation: Invocation) -> ExitCode {
         match invocation {
             Invocation::Run(config) => run::run(*config).await,
             Invocation::Check(config) => check::check(*config).await,
+            Invocation::Ca(options) => ca::ca(&options),
             Invocation::Wait(wait) => wait::wait(&wait).await,
             Invocation::Simulate(options) => simulate::simulate(*options).await,
             Invocation::Demo(demo) => demo::demo(&demo).await,

@@ -16,11 +16,15 @@ mod tests;
 mod values;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ca::Authority;
 use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
-use crate::origin::Origin;
+use crate::hosts::Hosts;
+use crate::origin::{Origin, Reach};
 use crate::tls::ExtraRoots;
 use crate::token::source::Endpoint;
 use crate::{account, admin, proxy, server, telemetry, token};
@@ -47,6 +51,10 @@ pub struct Config {
     pub upstream: proxy::upstream::Config,
     /// What all accounts' token fetches have in common.
     pub source: Source,
+    /// The hosts that calls may name.
+    pub hosts: Hosts,
+    /// Who certifies us to apps that speak TLS, if anyone does.
+    pub authority: Option<Arc<Authority>>,
     /// The accounts, no appid twice; the first is the default. Never empty.
     pub accounts: Vec<account::Config>,
     /// Where probes are answered.
@@ -95,7 +103,10 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let accounts = accounts(&mut reader);
     let listen = reader.listen("listen");
     let admin_listen = reader.listen("admin_listen");
-    let origin = reader.value("upstream", values::origin);
+    let tls_listen = reader.listen("tls_listen");
+    let origin = upstream(&mut reader);
+    let hosts = hosts(&mut reader, origin.as_ref());
+    let authority = authority(&mut reader, hosts.as_ref());
     let roots = roots(&mut reader);
     reader.value("store", values::store);
     let telemetry = reader.telemetry();
@@ -111,14 +122,27 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let max_body = reader.size("max_body");
     let max_head = reader.size("max_head").and_then(|size| usize::try_from(size).ok());
 
-    if let (Some(listen), Some(admin)) = (listen, admin_listen) {
-        let everywhere = listen.ip().is_unspecified() || admin.ip().is_unspecified();
-        if listen.port() != 0 && listen.port() == admin.port() && (listen.ip() == admin.ip() || everywhere) {
-            let what = format!("It is {admin}, and calls are accepted on {listen}: the same port.");
-            let problem =
-                Problem::new("admin_listen", reader.place("admin_listen"), what, "give it another port");
+    for (one, other_key, other) in [
+        (listen, "admin_listen", admin_listen),
+        (listen, "tls_listen", tls_listen),
+        (admin_listen, "tls_listen", tls_listen),
+    ] {
+        if let (Some(one), Some(other)) = (one, other)
+            && same_port(one, other)
+        {
+            let for_what = if Some(one) == listen { "calls are accepted" } else { "probes are answered" };
+            let what = format!("It is {other}, and {for_what} on {one}: the same port.");
+            let problem = Problem::new(other_key, reader.place(other_key), what, "give it another port");
             reader.problems.push(problem);
         }
+    }
+    if tls_listen.is_some() && !reader.sources.values.contains_key("ca_dir") {
+        reader.problems.push(Problem::new(
+            "tls_listen",
+            reader.place("tls_listen"),
+            "It needs a certificate, and there is no ca_dir.",
+            "make a CA with `wechat-sidecar ca`, and set ca_dir to its folder",
+        ));
     }
     if let (Some(limit), Some(budget)) = (replay_limit, replay_budget)
         && limit > budget
@@ -140,10 +164,13 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
 
     // A closure, for its `?`: whatever is missing has left a problem.
     let mut config = (|| {
-        let (origin, roots) = (origin?, roots?);
+        let (mut origin, roots) = (origin?, roots?);
+        if tls_listen.is_some() && origin.reach() == Reach::Name && !origin.is_loopback() {
+            origin = origin.reached(Reach::NameElsewhere);
+        }
         let connect_timeout = connect_timeout?;
         Some(Config {
-            server: server::Config { listen: listen?, workers: workers?, max_head: max_head? },
+            server: server::Config { listen: listen?, tls_listen, workers: workers?, max_head: max_head? },
             proxy: proxy::Config {
                 max_body: max_body?,
                 replay_limit: replay_limit?,
@@ -158,6 +185,8 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
                 idle_timeout: idle_timeout?,
             },
             source: Source { origin, roots, connect_timeout, fetch_timeout: fetch_timeout? },
+            hosts: hosts?,
+            authority,
             accounts,
             admin: admin::Config { listen: admin_listen? },
             telemetry: telemetry?,
@@ -174,13 +203,15 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
 
 /// Adds what works, but a person should know.
 fn warn(config: &mut Config) {
-    let listen = config.server.listen;
-    if !listen.ip().is_loopback() {
+    let listeners = [("listen", Some(config.server.listen)), ("tls_listen", config.server.tls_listen)];
+    for (key, listen) in listeners {
+        let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else { continue };
         config.warnings.push(format!(
-            "listen = {listen} is reachable from other machines, and whoever reaches it can act as the account; \
+            "{key} = {listen} is reachable from other machines, and whoever reaches it can act as the account; \
              keep it on 127.0.0.1 unless a firewall or a network policy guards the port"
         ));
     }
+    config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
     for account in config.accounts.iter().filter(|account| account.endpoint == Endpoint::Classic) {
         config.warnings.push(format!(
             "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
@@ -325,6 +356,54 @@ fn endpoint(text: &str) -> Parsed<Endpoint> {
     Ok(match values::one_of(text, &["stable_token", "token"])? {
         0 => Endpoint::Stable,
         _ => Endpoint::Classic,
+    })
+}
+
+fn same_port(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || everywhere)
+}
+
+/// `upstream`, found as `upstream_address` says.
+fn upstream(reader: &mut Reader) -> Option<Origin> {
+    let origin = reader.value("upstream", values::origin);
+    let address = reader.value("upstream_address", values::address);
+    let origin = origin?;
+    let Some((ip, port)) = address else { return Some(origin) };
+    let refused = if origin.host().parse::<std::net::IpAddr>().is_ok() {
+        Some(("upstream is an address itself.", "leave upstream_address out, or give upstream a name"))
+    } else if !origin.is_tls() && !ip.is_loopback() {
+        // SECURITY: http:// is taken on loopback only, and this would lead elsewhere.
+        Some(("upstream is http://, which would send the access token in clear.", "use https://"))
+    } else {
+        None
+    };
+    if let Some((what, remedy)) = refused {
+        let mut problem = Problem::new("upstream_address", reader.place("upstream_address"), what, remedy);
+        problem.value = Some(problem::shown(&ip.to_string()));
+        reader.problems.push(problem);
+        return None;
+    }
+    let address = SocketAddr::new(ip, port.unwrap_or(origin.port()));
+    Some(origin.reached(Reach::Address(address)))
+}
+
+/// WeChat's hosts, the upstream's and `upstream_hosts`.
+fn hosts(reader: &mut Reader, upstream: Option<&Origin>) -> Option<Hosts> {
+    let before = reader.problems.len();
+    let more = reader.value("upstream_hosts", values::hosts);
+    if reader.problems.len() > before {
+        return None;
+    }
+    Some(Hosts::new(upstream?, more.unwrap_or_default()))
+}
+
+fn authority(reader: &mut Reader, hosts: Option<&Hosts>) -> Option<Arc<Authority>> {
+    let (written, hosts) = (reader.sources.values.get("ca_dir")?, hosts?);
+    take(&mut reader.problems, "ca_dir", written, |text| {
+        let path = reader::path(text, &written.place)?;
+        let read = Authority::read(&path, hosts).map_err(|told| Refusal::from_sentence(&told));
+        read.map(Arc::new)
     })
 }
 

@@ -41,7 +41,13 @@ causes! {
     BadTarget => BAD_REQUEST, 40097, "bad-target";
     /// The path would mean a guarded one to whoever normalizes it (`..`, `%2e`, `//`), without being it.
     AmbiguousPath => BAD_REQUEST, 40097, "ambiguous-path";
-    /// `CONNECT` or `TRACE`.
+    /// `CONNECT` to a host that is not one of the WeChat API.
+    ForeignHost => FORBIDDEN, 48001, "foreign-host";
+    /// Over TLS, a `Host` that is not one of the WeChat API.
+    Misdirected => MISDIRECTED_REQUEST, 40097, "misdirected";
+    /// Plain HTTP where TLS is spoken.
+    PlainHttp => BAD_REQUEST, 40097, "plain-http";
+    /// `CONNECT` without a local CA, or `TRACE`.
     MethodNotAllowed => METHOD_NOT_ALLOWED, 43002, "method-not-allowed";
     /// The app's body broke off or was not valid HTTP.
     RequestBody => BAD_REQUEST, 40097, "request-body";

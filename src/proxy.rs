@@ -75,7 +75,7 @@ impl Handler for Proxy {
     async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Response<Outbound> {
         let mut record = Record::open(&request);
         let http10 = request.version() < Version::HTTP_11;
-        match self.exchange(request, &mut record).await {
+        match self.exchange(request, connection, &mut record).await {
             Ok(Answer::WeChats(reply, mask)) => Outbound::wechats(reply, mask, http10, connection, record),
             Ok(Answer::Ours(reply)) => Outbound::ours(reply, None, record),
             Err(failure) => {
@@ -107,8 +107,16 @@ impl Proxy {
     }
 
     /// Carries one request to WeChat and the reply back.
-    async fn exchange(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Failure> {
+    async fn exchange(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+        record: &mut Record,
+    ) -> Result<Answer, Failure> {
         // route: whose credential, and where it goes.
+        if connection.is_tls() {
+            self.routes.check_host(request.uri(), request.headers())?;
+        }
         let route = self.routes.find(request.method(), request.uri())?;
         record.account(route.account.appid());
         match route.action {

@@ -2,8 +2,10 @@
 //! until told to drain.
 //!
 //! hyper is the HTTP engine toward the app, always: that is where hostile bytes enter. In front of its parser stands
-//! [`framing`], which refuses what hyper would silently repair.
+//! [`framing`], which refuses what hyper would silently repair. How a connection gets there, in clear or inside of
+//! TLS, is [`entry`]'s.
 
+pub mod entry;
 pub mod framing;
 
 use std::cell::Cell;
@@ -27,7 +29,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
+use tokio_rustls::server::TlsStream;
 
+use crate::server::entry::{Entry, Opened};
 use crate::server::framing::Guarded;
 
 /// Where and with how many workers calls are accepted.
@@ -35,6 +39,8 @@ use crate::server::framing::Guarded;
 pub struct Config {
     /// The address apps call. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The address apps call as if it were WeChat's own, over TLS. Port 0 takes a free one.
+    pub tls_listen: Option<SocketAddr>,
     /// Worker threads, each with its own runtime, listener and upstream connections.
     pub workers: NonZeroUsize,
     /// The largest request head, in bytes; above it the answer is 431.
@@ -74,9 +80,16 @@ pub struct Connection(Rc<State>);
 struct State {
     requests: Cell<u64>,
     reset: Cell<bool>,
+    tls: Cell<bool>,
 }
 
 impl Connection {
+    /// Whether the app speaks TLS to us, so that it believes to speak to the host it names.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.0.tls.get()
+    }
+
     /// Ends the connection with a reset instead of a clean close. A reply without a length whose end is the end of
     /// the connection (HTTP/1.0) would otherwise look whole when it was cut.
     pub fn reset_when_closed(&self) {
@@ -140,6 +153,7 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
 /// Only when the listener cannot be handed to the runtime.
 pub async fn serve<H: Handler>(
     listener: std::net::TcpListener,
+    entry: Entry,
     handler: Rc<H>,
     max_head: usize,
     mut phase: watch::Receiver<Phase>,
@@ -147,7 +161,17 @@ pub async fn serve<H: Handler>(
     let listener = TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
     let take = |connections: &mut JoinSet<()>, stream: TcpStream| {
-        connections.spawn_local(serve_connection(stream, Rc::clone(&handler), max_head, phase.clone()));
+        // A small reply must not wait for the app's acknowledgement of the last one.
+        let _ = stream.set_nodelay(true);
+        let (handler, phase) = (Rc::clone(&handler), phase.clone());
+        match &entry {
+            Entry::Http => {
+                connections.spawn_local(serve_connection(stream, handler, max_head, phase));
+            }
+            entry => {
+                connections.spawn_local(open_connection(stream, entry.clone(), handler, max_head, phase));
+            }
+        }
     };
     let mut draining = phase.clone();
     let mut draining = pin!(async move { draining.wait_for(|&phase| phase >= Phase::Drain).await.is_ok() });
@@ -195,16 +219,41 @@ async fn accept_failed(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn serve_connection<H: Handler>(
+/// A connection that may have more than HTTP at its beginning.
+async fn open_connection<H: Handler>(
     stream: TcpStream,
+    entry: Entry,
     handler: Rc<H>,
     max_head: usize,
     mut phase: watch::Receiver<Phase>,
 ) {
-    // A small reply must not wait for the app's acknowledgement of the last one.
-    let _ = stream.set_nodelay(true);
+    let opened = {
+        let mut opening = pin!(entry::open(stream, &entry));
+        tokio::select! {
+            biased;
+            opened = &mut opening => opened,
+            // Just accepted, as far as calls go.
+            _ = phase.wait_for(|&phase| phase >= Phase::Drain) => {
+                tokio::time::timeout(LAST_CALL, opening).await.unwrap_or(Opened::Over)
+            }
+        }
+    };
+    match opened {
+        Opened::Http(stream) => serve_connection(stream, handler, max_head, phase).await,
+        Opened::Tls(stream) => serve_connection(*stream, handler, max_head, phase).await,
+        Opened::Over => {}
+    }
+}
+
+async fn serve_connection<S: Wire, H: Handler>(
+    stream: S,
+    handler: Rc<H>,
+    max_head: usize,
+    mut phase: watch::Receiver<Phase>,
+) {
     let connection = Connection::default();
-    let io = Guarded::new(AppSocket { stream, connection: connection.clone(), lingering: None });
+    connection.0.tls.set(S::TLS);
+    let io = Guarded::new(AppSocket::new(stream, connection.clone()));
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
@@ -284,21 +333,52 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// The app's socket: lingers when it closes, or resets if the handler asked for it.
 #[derive(Debug)]
-struct AppSocket {
-    stream: TcpStream,
+struct AppSocket<S: Wire> {
+    stream: S,
     connection: Connection,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-impl Drop for AppSocket {
+impl<S: Wire> AppSocket<S> {
+    fn new(stream: S, connection: Connection) -> Self {
+        Self { stream, connection, lingering: None }
+    }
+}
+
+/// What an app's bytes come over.
+trait Wire: AsyncRead + AsyncWrite + Unpin {
+    /// Whether they are encrypted.
+    const TLS: bool;
+
+    /// The socket at the bottom.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Wire for TcpStream {
+    const TLS: bool = false;
+
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Wire for TlsStream<TcpStream> {
+    const TLS: bool = true;
+
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+impl<S: Wire> Drop for AppSocket<S> {
     fn drop(&mut self) {
         if self.connection.0.reset.get() {
-            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
         }
     }
 }
 
-impl AsyncRead for AppSocket {
+impl<S: Wire> AsyncRead for AppSocket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -308,7 +388,7 @@ impl AsyncRead for AppSocket {
     }
 }
 
-impl AsyncWrite for AppSocket {
+impl<S: Wire> AsyncWrite for AppSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

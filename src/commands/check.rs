@@ -1,5 +1,6 @@
 //! `check`: is this configuration good? Fetches one token an account and explains what came of it.
 
+use wechat_sidecar::app::reach;
 use wechat_sidecar::config::Config;
 use wechat_sidecar::telemetry;
 use wechat_sidecar::token::source::{Source, TokenSource};
@@ -15,6 +16,10 @@ pub(super) async fn check(config: Config) -> u8 {
         say(&format!("warning  {warning}"));
     }
     say(&format!("ok       the settings are valid; upstream is {}", config.upstream.origin));
+    if let Err(error) = reach::check(&config) {
+        say(&format!("failed   {error}"));
+        return 1;
+    }
     let mut failed = 0;
     for account in &config.accounts {
         let appid = &account.appid;

@@ -33,6 +33,9 @@ pub(super) async fn run(config: Config) -> u8 {
         }
     };
     let addresses = app.addresses();
+    if let Some(tls) = addresses.tls {
+        tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %addresses.proxy,

@@ -15,6 +15,7 @@ use super::settings::{self, Setting, Verb};
 use super::sources::Flags;
 use super::{Config, load, values};
 use crate::credentials::{AppId, Secret};
+use crate::hosts::Hosts;
 use crate::telemetry;
 
 /// What the caller asked for.
@@ -30,6 +31,8 @@ pub enum Invocation {
     Simulate(Box<Simulate>),
     /// Be both, for a first look.
     Demo(Demo),
+    /// Make a local CA, or find it.
+    Ca(Ca),
 }
 
 /// What `wait` needs to know.
@@ -69,6 +72,15 @@ pub struct Simulate {
 pub struct Demo {
     /// What is logged and how.
     pub telemetry: telemetry::Config,
+}
+
+/// What `ca` needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ca {
+    /// Where the CA is, or will be.
+    pub folder: PathBuf,
+    /// The hosts it is good for.
+    pub hosts: Hosts,
 }
 
 /// Nothing is to be run: print and exit.
@@ -124,14 +136,16 @@ pub fn parse(
         Verb::Wait => wait(flags, env).map(Invocation::Wait),
         Verb::Simulate => simulate(flags, env).map(|sim| Invocation::Simulate(Box::new(sim))),
         Verb::Demo => demo(flags, env).map(Invocation::Demo),
+        Verb::Ca => ca(flags, env).map(Invocation::Ca),
     }
     .map_err(|problems| Stop::Refused(problems.to_string()))
 }
 
-const VERBS: [(Verb, &str); 5] = [
+const VERBS: [(Verb, &str); 6] = [
     (Verb::Run, "run"),
     (Verb::Check, "check"),
     (Verb::Wait, "wait"),
+    (Verb::Ca, "ca"),
     (Verb::Simulate, "simulate"),
     (Verb::Demo, "demo"),
 ];
@@ -196,7 +210,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 fn simulate(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Simulate, Problems> {
     let mut reader = Reader::new(Verb::Simulate, flags, env);
     let listen = reader.listen("sim_listen");
-    let tls_listen = reader.listen("tls_listen");
+    let tls_listen = reader.listen("sim_tls_listen");
     let control_listen = reader.listen("control_listen");
     let appid = reader.value("sim_appid", values::appid);
     let app_secret = reader.value("app_secret", values::secret);
@@ -230,6 +244,15 @@ fn demo(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Demo, Proble
         false => telemetry,
     });
     reader.finish(telemetry.map(|telemetry| Demo { telemetry }))
+}
+
+fn ca(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Ca, Problems> {
+    let mut reader = Reader::new(Verb::Ca, flags, env);
+    let origin = reader.value("upstream", values::origin);
+    let hosts = super::hosts(&mut reader, origin.as_ref());
+    let folder = reader.value("dir", |text| super::reader::path(text, &Place::Nowhere));
+    let ca = folder.zip(hosts).map(|(folder, hosts)| Ca { folder, hosts });
+    reader.finish(ca)
 }
 
 const FORMS: &str = "\
@@ -307,6 +330,17 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
                  wechat-sidecar wait --timeout 30s\n  \
                  wechat-sidecar wait --admin-listen 127.0.0.1:7201 --timeout 0s",
             ),
+        Verb::Ca => command
+            .about("Makes a local CA for apps that only call https://api.weixin.qq.com, and says how to trust it")
+            .after_help(
+                "With it, the sidecar is an HTTPS proxy to WeChat (--ca-dir), and api.weixin.qq.com itself \
+                 (--tls-listen) for apps whose hosts file says so. The CA is good for WeChat's API hosts and those \
+                 of --upstream and --upstream-hosts, and for nothing else. One that is there is used again.\n\n\
+                 Examples:\n  \
+                 wechat-sidecar ca\n  \
+                 wechat-sidecar ca --dir /etc/wechat-sidecar/ca\n  \
+                 wechat-sidecar ca --upstream-hosts gateway.example.com",
+            ),
         Verb::Simulate => command
             .about("Serves a simulated WeChat API, offline, for laptops and CI")
             .after_help(
@@ -317,7 +351,7 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
                  export WECHAT_SIDECAR_SECRET=0123456789abcdef0123456789abcdef\n  \
                  wechat-sidecar --appid wx0123456789abcdef --upstream http://127.0.0.1:7300",
             )
-            .mut_arg("ca_out", |arg| arg.requires("tls_listen")),
+            .mut_arg("ca_out", |arg| arg.requires("sim_tls_listen")),
         Verb::Demo => command
             .about("Runs a sidecar and a simulated WeChat together, with nothing to set up, for a first look")
             .after_help("Examples:\n  wechat-sidecar demo\n  wechat-sidecar demo --log debug"),

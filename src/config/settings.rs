@@ -42,6 +42,10 @@ pub enum Kind {
     Listen,
     /// A scheme, a host and a port.
     Origin,
+    /// An address to connect to.
+    Address,
+    /// Host names.
+    Hosts,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
@@ -93,10 +97,13 @@ pub enum Verb {
     Simulate,
     /// Both together, for a first look.
     Demo,
+    /// A local CA, made or found.
+    Ca,
 }
 
 const SERVE: &[Verb] = &[Verb::Run, Verb::Check];
 const REACH: &[Verb] = &[Verb::Run, Verb::Check, Verb::Wait];
+const HOSTS: &[Verb] = &[Verb::Run, Verb::Check, Verb::Ca];
 const SIMULATE: &[Verb] = &[Verb::Simulate];
 
 const KIB: u64 = 1 << 10;
@@ -155,13 +162,49 @@ pub static SETTINGS: &[Setting] = &[
         commands: REACH,
     },
     Setting {
+        key: "ca_dir",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "The folder that `wechat-sidecar ca` made; with it, `listen` is an HTTPS proxy to WeChat, too",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "tls_listen",
+        value: "ADDRESS:PORT",
+        kind: Kind::Listen,
+        default: Fallback::None,
+        help: "Where to be api.weixin.qq.com itself, over TLS, such as 127.0.0.1:443; needs ca_dir",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
         key: "upstream",
         value: "URL",
         kind: Kind::Origin,
         default: Fallback::Text("https://api.weixin.qq.com"),
         help: "WeChat: a scheme, a host and perhaps a port; http:// on loopback only",
         forms: Forms::All,
+        commands: HOSTS,
+    },
+    Setting {
+        key: "upstream_address",
+        value: "ADDRESS",
+        kind: Kind::Address,
+        default: Fallback::None,
+        help: "Where to connect to (ip or ip:port), instead of resolving the upstream's name; TLS keeps that name",
+        forms: Forms::All,
         commands: SERVE,
+    },
+    Setting {
+        key: "upstream_hosts",
+        value: "NAMES",
+        kind: Kind::Hosts,
+        default: Fallback::None,
+        help: "More hosts that calls may name, beside WeChat's and the upstream's; commas between them",
+        forms: Forms::All,
+        commands: HOSTS,
     },
     Setting {
         key: "upstream_ca_file",
@@ -197,7 +240,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Fallback::None,
         help: "A TOML file of settings, where [[account]] tables may stand",
         forms: Forms::NoFile,
-        commands: REACH,
+        commands: &[Verb::Run, Verb::Check, Verb::Wait, Verb::Ca],
     },
     Setting {
         key: "log",
@@ -335,7 +378,7 @@ pub static SETTINGS: &[Setting] = &[
         commands: SIMULATE,
     },
     Setting {
-        key: "tls_listen",
+        key: "sim_tls_listen",
         value: "ADDRESS:PORT",
         kind: Kind::Listen,
         default: Fallback::None,
@@ -369,6 +412,15 @@ pub static SETTINGS: &[Setting] = &[
         help: "That account's AppSecret, made up: never give a real one here",
         forms: Forms::FlagOnly,
         commands: SIMULATE,
+    },
+    Setting {
+        key: "dir",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::Text("./wechat-sidecar-ca"),
+        help: "The folder to make the CA in, or to find it in",
+        forms: Forms::FlagOnly,
+        commands: &[Verb::Ca],
     },
     Setting {
         key: "ca_out",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::credentials::{AppId, Secret};
+use crate::hosts;
 use crate::origin::Origin;
 use crate::telemetry;
 
@@ -89,6 +90,32 @@ pub(super) fn listen(text: &str) -> Parsed<SocketAddr> {
 pub(super) fn origin(text: &str) -> Parsed<Origin> {
     Origin::parse(text).map_err(|sentence| Refusal::from_sentence(&sentence))
 }
+
+/// An address to connect to, and the port where it has one.
+pub(super) fn address(text: &str) -> Parsed<(IpAddr, Option<u16>)> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok((address.ip(), Some(address.port()).filter(|&port| port != 0)));
+    }
+    text.trim_matches(['[', ']']).parse().map(|ip| (ip, None)).map_err(|_| {
+        Refusal::new(
+            "it is not an IP address, with or without a port",
+            "write it as 203.0.113.7 or 203.0.113.7:443; `getent ahosts api2.weixin.qq.com` finds some",
+        )
+    })
+}
+
+/// Host names with commas between them.
+pub(super) fn hosts(text: &str) -> Parsed<Vec<String>> {
+    let names: Result<Vec<_>, _> = text.split(',').map(hosts::parse_name).collect();
+    let names = names.map_err(|sentence| Refusal::from_sentence(&sentence))?;
+    if names.len() > MOST_HOSTS {
+        return Err(Refusal::new("it has too many names", format!("give at most {MOST_HOSTS}")));
+    }
+    Ok(names)
+}
+
+/// Most names of the operator's: they all stand in one certificate.
+const MOST_HOSTS: usize = 50;
 
 /// One of these words; the answer is its index.
 pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
@@ -190,6 +217,8 @@ mod tests {
             Kind::Path => Ok(()),
             Kind::Listen => listen(text).map(drop),
             Kind::Origin => origin(text).map(drop),
+            Kind::Address => address(text).map(drop),
+            Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),
             Kind::Store => store(text),
             Kind::Filter => filter(text).map(drop),
@@ -237,6 +266,27 @@ mod tests {
         ] {
             let refusal = listen(text).unwrap_err();
             assert!(refusal.remedy.contains(remedy), "{text}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_connect_to_may_leave_the_port_to_the_upstream() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(address("203.0.113.7").unwrap(), (ip("203.0.113.7"), None));
+        assert_eq!(address("203.0.113.7:8443").unwrap(), (ip("203.0.113.7"), Some(8443)));
+        assert_eq!(address("2001:db8::7").unwrap(), (ip("2001:db8::7"), None));
+        assert_eq!(address("[2001:db8::7]").unwrap(), (ip("2001:db8::7"), None));
+        assert_eq!(address("[2001:db8::7]:443").unwrap(), (ip("2001:db8::7"), Some(443)));
+        for bad in ["api2.weixin.qq.com", "203.0.113.7:", "203.0.113.7:99999", "203.0.113", ":443"] {
+            assert!(address(bad).unwrap_err().remedy.contains("203.0.113.7:443"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_names_with_commas_between_them() {
+        assert_eq!(hosts("a.example.com, B.example.com").unwrap(), ["a.example.com", "b.example.com"]);
+        for bad in ["*.qq.com", "a,,b", "a b", "10.0.0.1", "a:80"] {
+            assert!(hosts(bad).unwrap_err().remedy.contains("gateway.example.com"), "{bad}");
         }
     }
 

@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 
-use http::uri::PathAndQuery;
-use http::{Method, Uri};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Uri, header};
 
 use crate::account::{self, Account};
 use crate::error::{Cause, Failure};
+use crate::hosts::{self, Hosts};
 
 /// What a path needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,7 @@ fn action(path: &str) -> Action {
 pub struct Routes {
     accounts: Vec<Account>,
     by_appid: HashMap<String, usize>,
+    hosts: Hosts,
 }
 
 impl Routes {
@@ -97,7 +99,13 @@ impl Routes {
     pub fn new(accounts: Vec<Account>) -> Self {
         assert!(!accounts.is_empty(), "a configuration has at least one account");
         let by_appid = accounts.iter().enumerate().map(|(i, a)| (a.appid().as_str().to_owned(), i)).collect();
-        Self { accounts, by_appid }
+        Self { accounts, by_appid, hosts: Hosts::default() }
+    }
+
+    /// The same routes, speaking for these hosts.
+    #[must_use]
+    pub fn speaking_for(self, hosts: Hosts) -> Self {
+        Self { hosts, ..self }
     }
 
     /// The account of an appid.
@@ -117,12 +125,14 @@ impl Routes {
             return Err(Failure::new(
                 Cause::MethodNotAllowed,
                 format!(
-                    "{method} is not forwarded; nothing was sent. Set this address as the WeChat base URL, not as a proxy"
+                    "{method} is not forwarded; nothing was sent. Set this address as the WeChat base URL; or, to use it as an HTTPS proxy, make a CA with `wechat-sidecar ca` and name it in ca_dir"
                 ),
             ));
         }
-        let target = match uri.path_and_query() {
-            Some(target) if uri.scheme().is_none() && uri.authority().is_none() => target,
+        let target = match (uri.path_and_query(), uri.scheme(), uri.authority()) {
+            (Some(target), None, None) => target,
+            // As to an HTTP proxy: whoever is named there is reached through us, or not at all.
+            (Some(target), Some(scheme), Some(authority)) if self.speaks_for(scheme, authority) => target,
             _ => return Err(bad_target()),
         };
         if !target.as_str().starts_with('/') || target.as_str().starts_with("//") {
@@ -157,6 +167,42 @@ impl Routes {
         Ok(Route { account, action, target })
     }
 
+    fn speaks_for(&self, scheme: &Scheme, authority: &Authority) -> bool {
+        let port = match scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return false,
+        };
+        self.hosts.takes(authority.as_str(), port)
+    }
+
+    /// Whether a call that came over TLS is for a host we speak for. The app verified a certificate of ours and
+    /// believes that this is the host it names; in clear, as a base URL, it names whom it likes.
+    ///
+    /// # Errors
+    /// It names another, none, or several.
+    pub fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
+        let mut named = headers.get_all(header::HOST).iter();
+        let host = match (named.next(), named.next()) {
+            (Some(host), None) => host.to_str().ok(),
+            // HTTP/1.0, or a target that says it.
+            (None, _) => uri.authority().map(Authority::as_str),
+            (Some(_), Some(_)) => None,
+        };
+        match host {
+            Some(host) if self.hosts.takes_any_port(host) => Ok(()),
+            host => {
+                let host = host.and_then(hosts::split).map_or("no host, or several", |(host, _)| host);
+                Err(Failure::new(
+                    Cause::Misdirected,
+                    format!(
+                        "the call is for {host}, which is no host of the WeChat API; nothing was sent. Check why this name leads here (hosts file, hostAliases), or, if it is one, add it to upstream_hosts and make a CA for it"
+                    ),
+                ))
+            }
+        }
+    }
+
     /// The account whose appid is the first path segment, and the target without that segment.
     fn take_prefix(&self, target: &PathAndQuery) -> (Option<&Account>, PathAndQuery) {
         let whole = target.as_str();
@@ -185,7 +231,7 @@ fn params(query: &str) -> form_urlencoded::Parse<'_> {
 fn bad_target() -> Failure {
     Failure::new(
         Cause::BadTarget,
-        "the request target is not a path of this host, and nothing is forwarded to another; nothing was sent. Set this address as the WeChat base URL, and write paths as WeChat documents them (/cgi-bin/...)",
+        "the request target is neither a path nor a URL of the WeChat API, and nothing is forwarded to another host; nothing was sent. Set this address as the WeChat base URL, and write paths as WeChat documents them (/cgi-bin/...)",
     )
 }
 

@@ -26,7 +26,7 @@ use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 use crate::error::{Cause, Failure};
-use crate::origin::Origin;
+use crate::origin::{Origin, Reach};
 use crate::proxy::call::{Outgoing, Progress};
 use crate::tls::{self, ExtraRoots};
 
@@ -108,12 +108,17 @@ impl Upstream {
         } else {
             None
         };
-        let host = config.origin.host();
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let address = match config.origin.reach() {
+            Reach::Address(address) => address.to_string(),
+            Reach::Name | Reach::NameElsewhere => {
+                let host = config.origin.host();
+                let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+                format!("{host}:{}", config.origin.port())
+            }
+        };
         // The connector reads only host and port; http:// keeps it from thinking about TLS, which is ours.
-        let address = format!("http://{host}:{}/", config.origin.port())
-            .parse()
-            .map_err(|_| format!("{} is not a host", config.origin))?;
+        let address =
+            format!("http://{address}/").parse().map_err(|_| format!("{} is not a host", config.origin))?;
         Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), config })
     }
 
@@ -239,6 +244,12 @@ impl Upstream {
                 format!("no connection to {origin} ({}); nothing was sent. Check the network, DNS and egress rules", innermost(&error)),
             )
         })?;
+        // A peer that cannot be told has hung up, which is told below.
+        if let Ok(peer) = tcp.inner().peer_addr() {
+            origin.check_peer(peer).map_err(|what| {
+                NotAnswered::before_sending(Cause::Connect, format!("nothing was sent: {what}"))
+            })?;
+        }
         match &self.tls {
             None => handshake(tcp).await,
             Some((tls, name)) => {

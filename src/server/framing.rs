@@ -554,6 +554,16 @@ impl Framing {
     }
 }
 
+/// Whether a head is sound and nothing belongs to it but itself, as it must be where no body is read.
+///
+/// # Errors
+/// The rule that it breaks, in words.
+pub(super) fn check_head_alone(head: &[u8]) -> Result<(), String> {
+    let mut framing = Framing::new();
+    framing.scan(head).map_err(|(_, violation)| violation.to_string())?;
+    if framing.state == State::Start { Ok(()) } else { Err("it has a body".to_owned()) }
+}
+
 fn append(number: u64, radix: u64, digit: u8) -> Option<u64> {
     number.checked_mul(radix)?.checked_add(u64::from(digit)).filter(|&number| number <= MAX_LENGTH)
 }

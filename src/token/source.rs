@@ -21,14 +21,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::Method;
+use http::header::{CONTENT_TYPE, HOST};
 use serde::Serialize;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::{Token, percent_encode};
 use crate::credentials::{AppId, Secret};
-use crate::origin::Origin;
+use crate::origin::{Origin, Reach};
 use crate::tls::{self, ExtraRoots};
 
 /// Which of WeChat's two endpoints issues the token.
@@ -209,8 +210,7 @@ impl TokenSource for StableSource {
             .map_err(|_| FetchError::transient("the token request could not be written"))?;
         let request = self
             .0
-            .http
-            .post(self.0.origin.url("/cgi-bin/stable_token"))
+            .request(Method::POST, "/cgi-bin/stable_token")
             .header(CONTENT_TYPE, "application/json")
             .body(Bytes::from_owner(body));
         self.0.ask(request, &secret).await
@@ -253,8 +253,7 @@ impl TokenSource for ClassicSource {
             self.0.appid,
             *Zeroizing::new(percent_encode(secret.expose()))
         ));
-        let url = Zeroizing::new(self.0.origin.url(&target));
-        self.0.ask(self.0.http.get(url.as_str()), &secret).await
+        self.0.ask(self.0.request(Method::GET, &target), &secret).await
     }
 }
 
@@ -273,7 +272,7 @@ struct Client {
 
 impl Client {
     fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .tls_backend_preconfigured(Arc::unwrap_or_clone(tls::client_config(&config.roots)))
             .http1_only()
             .no_proxy()
@@ -283,7 +282,11 @@ impl Client {
             .connect_timeout(config.connect_timeout)
             .timeout(config.fetch_timeout)
             // Fetches are hours apart: a kept connection would be dead by then, and cost the attempt.
-            .pool_max_idle_per_host(0)
+            .pool_max_idle_per_host(0);
+        if let Reach::Address(address) = config.origin.reach() {
+            http = http.resolve(config.origin.host(), address);
+        }
+        let http = http
             .build()
             .map_err(|error| format!("no HTTP client for token fetches can be built: {error}"))?;
         Ok(Self {
@@ -298,6 +301,18 @@ impl Client {
 
     fn secret(&self) -> Secret {
         self.secret.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let origin = &self.origin;
+        if let Reach::Address(_) = origin.reach() {
+            // A port in the URL would take the place of the address's.
+            let scheme = if origin.is_tls() { "https" } else { "http" };
+            let url = Zeroizing::new(format!("{scheme}://{}{path}", origin.host()));
+            return self.http.request(method, url.as_str()).header(HOST, origin.host_header());
+        }
+        let url = Zeroizing::new(origin.url(path));
+        self.http.request(method, url.as_str())
     }
 
     async fn ask(&self, request: reqwest::RequestBuilder, secret: &Secret) -> Result<Token, FetchError> {
