@@ -41,6 +41,10 @@ causes! {
     BadTarget => BAD_REQUEST, 40097, "bad-target";
     /// The path would mean a guarded one to whoever normalizes it (`..`, `%2e`, `//`), without being it.
     AmbiguousPath => BAD_REQUEST, 40097, "ambiguous-path";
+    /// A call that wants a secret names two appids.
+    TwoAppids => BAD_REQUEST, 40097, "two-appids";
+    /// The body that a secret has to be written into is not a JSON object.
+    SecretBody => BAD_REQUEST, 47001, "secret-body";
     /// `CONNECT` or `TRACE`.
     MethodNotAllowed => METHOD_NOT_ALLOWED, 43002, "method-not-allowed";
     /// The app's body broke off or was not valid HTTP.

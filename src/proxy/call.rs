@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request;
 use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -117,23 +118,34 @@ impl Call {
         host: &HeaderValue,
         limits: &Limits,
     ) -> Result<Self, Failure> {
-        let (mut head, incoming) = request.into_parts();
-        strip_hop_by_hop(&mut head.headers);
-        // hyper has answered `Expect: 100-continue`, or will when it reads the body.
-        head.headers.remove(header::EXPECT);
-        head.headers.insert(header::HOST, host.clone());
+        let (head, incoming) = request.into_parts();
         let body = match Body::size_hint(&incoming).exact() {
             Some(length) if length > limits.max_body => return Err(too_large(limits)),
             Some(length) => Held::while_it_goes_out(incoming, length, limits),
             None => Held::whole(incoming, limits).await?,
         };
+        Ok(Self::new(head, body, host))
+    }
+
+    /// A call with a small body that is here already.
+    #[must_use]
+    pub fn of(head: request::Parts, body: Bytes, host: &HeaderValue, limits: &Limits) -> Self {
+        let held = Held::new(None, body.len() as u64, limits.budget.reserve(0), limits);
+        held.0.borrow_mut().chunks.push(body);
+        Self::new(head, held, host)
+    }
+
+    fn new(mut head: request::Parts, body: Held, host: &HeaderValue) -> Self {
+        strip_hop_by_hop(&mut head.headers);
+        // hyper has answered `Expect: 100-continue`, or will when it reads the body.
+        head.headers.remove(header::EXPECT);
+        head.headers.insert(header::HOST, host.clone());
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
-        if body.length() > 0
-            || !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE)
-        {
+        let bare = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+        if body.length() > 0 || !bare {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length()));
         }
-        Ok(Self { method: head.method, headers: head.headers, extensions: head.extensions, body })
+        Self { method: head.method, headers: head.headers, extensions: head.extensions, body }
     }
 
     /// The method.
