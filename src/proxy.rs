@@ -107,6 +107,7 @@ impl Proxy {
     /// Carries one request to WeChat and the reply back.
     async fn exchange(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Failure> {
         // route: whose credential, and where it goes.
+        route::one_host(request.version(), request.headers())?;
         let route = self.routes.find(request.method(), request.uri())?;
         record.account(route.account.appid());
         match route.action {
