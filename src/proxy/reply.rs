@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Failure;
@@ -48,12 +48,16 @@ impl Outbound {
     /// WeChat's reply.
     #[must_use]
     pub fn wechats(
-        reply: crate::proxy::upstream::Reply,
+        mut reply: crate::proxy::upstream::Reply,
         http10: bool,
         connection: &Connection,
         mut record: Record,
     ) -> Response<Self> {
         record.answered(reply.head.status, None);
+        // The version is between neighbours. hyper would take an upstream's 1.0 for the app's, and mark the end of
+        // a reply without a length by closing, where a cut looks whole, instead of with chunks. To an app of 1.0
+        // it speaks 1.0 by itself.
+        reply.head.version = Version::HTTP_11;
         let ends_connection =
             (http10 && reply.body.size_hint().exact().is_none()).then(|| connection.clone());
         Response::from_parts(
