@@ -182,9 +182,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<_> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| http::HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+            .filter_map(|name| http::HeaderName::from_bytes(name.trim_ascii()).ok())
             // SECURITY: framing and target are ours to say; naming them here must not take them away before we
             // have looked at them.
             .filter(|name| ![header::CONTENT_LENGTH, header::HOST].contains(name))
