@@ -500,6 +500,12 @@ impl Progress {
         self.0.borrow().last_progress
     }
 
+    /// Whether more of the body is to come, and it is the app that it is waited for. `idle_timeout` watches that.
+    #[must_use]
+    pub fn waits_for_app(&self) -> bool {
+        self.0.borrow().idle.is_some()
+    }
+
     /// The app's failure to send its body, if that is what happened.
     #[must_use]
     pub fn broken(&self) -> Option<Broken> {

@@ -177,8 +177,10 @@ impl Upstream {
                 biased;
                 answer = &mut answer => break answer,
                 () = &mut deadline => {
-                    // A long upload has not asked for its answer yet: the time counts from its last byte.
-                    let due = progress.last() + timeout;
+                    // A long upload has not asked for its answer yet: the time counts from its last byte, and an
+                    // app that pauses is no fault of WeChat's.
+                    let last = if progress.waits_for_app() { Instant::now() } else { progress.last() };
+                    let due = last + timeout;
                     if due <= Instant::now() {
                         return Err(Unsent::Told(NotAnswered::after_sending(
                             Cause::ResponseTimeout,
