@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri, response};
+use http::{HeaderMap, Request, Uri, header, response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -200,6 +200,13 @@ impl Upstream {
                     reply.status()
                 ),
             ))),
+            Ok(reply) if has_doubtful_end(reply.headers()) => Err(Unsent::Told(NotAnswered::after_sending(
+                Cause::UpstreamMalformed,
+                format!(
+                    "{} answered with a Transfer-Encoding that leaves open where the answer ends. The call may or may not have taken effect; it was not sent again",
+                    self.config.origin
+                ),
+            ))),
             Ok(reply) => {
                 let (head, incoming) = reply.into_parts();
                 let body = ReplyBody {
@@ -300,6 +307,20 @@ where
     // Its errors reach whoever uses the sender.
     tokio::task::spawn_local(async move { drop(connection.await) });
     Ok(sender)
+}
+
+/// Whether a reply has another Transfer-Encoding than `chunked`, which we never ask for and would hand on as if it
+/// were the body, or a Content-Length beside it: hyper reads by the chunks then, but leaves the length in the head,
+/// where it would cut the body for the app.
+fn has_doubtful_end(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => false,
+        (Some(one), None) if one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            headers.contains_key(header::CONTENT_LENGTH)
+        }
+        _ => true,
+    }
 }
 
 /// The cause at the bottom, which says more than the layers above it.
