@@ -157,6 +157,10 @@ impl Proxy {
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
+        if !call.is_kept() {
+            return Ok(answered(reply, record));
+        }
+        reply.body.end_upload();
         if !call.again().await {
             return Ok(answered(reply, record));
         }
