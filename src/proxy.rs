@@ -108,6 +108,7 @@ impl Proxy {
     /// Carries one request to WeChat and the reply back.
     async fn exchange(&self, request: Request<Incoming>, record: &mut Record) -> Result<Answer, Failure> {
         // route: whose credential, and where it goes.
+        route::one_host(request.version(), request.headers())?;
         let mut route = self.routes.find(request.method(), request.uri())?;
         record.account(route.account.appid());
         match route.action {
@@ -173,6 +174,10 @@ impl Proxy {
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
+        if !call.is_kept() {
+            return Ok(answered(reply, mask, record));
+        }
+        reply.body.end_upload();
         if !call.again().await {
             return Ok(answered(reply, mask, record));
         }

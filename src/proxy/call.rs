@@ -5,7 +5,7 @@
 //! those that had to be held whole anyway because they came without a length (WeChat answers chunked requests with
 //! 412). Every other body streams, and its call goes once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -170,6 +170,12 @@ impl Call {
         request
     }
 
+    /// Whether it is worth asking [`again`](Self::again): what came of the body has been kept.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.body.0.borrow().kept.is_some()
+    }
+
     /// Whether the very same bytes can go a second time. Waits for the rest of a body that WeChat refused before it
     /// had come whole, and ends the first attempt: from here on nothing more of it goes out.
     pub async fn again(&mut self) -> bool {
@@ -194,9 +200,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<_> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| http::HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+            .filter_map(|name| http::HeaderName::from_bytes(name.trim_ascii()).ok())
             // SECURITY: framing and target are ours to say; naming them here must not take them away before we
             // have looked at them.
             .filter(|name| ![header::CONTENT_LENGTH, header::HOST].contains(name))
@@ -270,6 +275,8 @@ struct Inner {
     kept: Option<Reserved>,
     length: u64,
     broken: Option<Broken>,
+    /// Whether an attempt has handed all of it on. Apart, so that whoever asks does not keep the body.
+    out: Rc<Cell<bool>>,
     /// Raised when a second attempt begins, so that the first one's body ends.
     attempt: u32,
     idle_timeout: Duration,
@@ -289,6 +296,7 @@ impl Held {
             kept,
             length,
             broken: None,
+            out: Rc::new(Cell::new(length == 0)),
             attempt: 0,
             idle_timeout: limits.idle_timeout,
             idle: None,
@@ -333,7 +341,10 @@ impl Held {
             }
             inner.keep(piece);
         }
-        held.0.borrow_mut().seal();
+        let mut inner = held.0.borrow_mut();
+        inner.seal();
+        inner.out.set(inner.length == 0);
+        drop(inner);
         Ok(held)
     }
 
@@ -490,6 +501,9 @@ impl Body for Outgoing {
             }
         };
         this.left = this.left.saturating_sub(piece.len() as u64);
+        if this.left == 0 {
+            inner.out.set(true);
+        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -511,6 +525,18 @@ impl Progress {
     #[must_use]
     pub fn last(&self) -> Instant {
         self.0.borrow().last_progress
+    }
+
+    /// Tells, now and later, whether all of the body has been handed to the connection.
+    #[must_use]
+    pub fn is_out(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.0.borrow().out)
+    }
+
+    /// Whether more of the body is to come, and it is the app that it is waited for. `idle_timeout` watches that.
+    #[must_use]
+    pub fn waits_for_app(&self) -> bool {
+        self.0.borrow().idle.is_some()
     }
 
     /// The app's failure to send its body, if that is what happened.

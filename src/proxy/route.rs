@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use http::uri::PathAndQuery;
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri, Version, header};
 
 use crate::account::{self, Account};
 use crate::error::{Cause, Failure};
@@ -236,6 +236,25 @@ pub(super) fn two_appids() -> Failure {
         Cause::TwoAppids,
         "the call names two different appids, so it cannot be known whose secret it wants; nothing was sent. Send one appid",
     )
+}
+
+/// Takes no head without a `Host`, or with several (RFC 9112 3.2; HTTP/1.0 may go without). Which one it is does not
+/// matter: calls go to the upstream, under its name.
+///
+/// SECURITY: whoever stands in front of us may have chosen by another of the two than we would.
+///
+/// # Errors
+/// [`Cause::BadHost`].
+pub fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Failure> {
+    let what = match headers.get_all(header::HOST).iter().count() {
+        0 if version >= Version::HTTP_11 => "no Host",
+        0 | 1 => return Ok(()),
+        _ => "several Hosts",
+    };
+    Err(Failure::new(
+        Cause::BadHost,
+        format!("the request has {what}; nothing was sent. Send the one Host header that HTTP/1.1 asks for"),
+    ))
 }
 
 /// The parameters of a query as WeChat will read them: name and value, decoded.
