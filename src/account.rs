@@ -96,6 +96,25 @@ pub fn placeholder_appid(token: &str) -> Option<&str> {
     token.strip_prefix(PLACEHOLDER_HEAD)?.strip_suffix(PLACEHOLDER_TAIL)
 }
 
+/// An account for unit tests, whose keeper never runs.
+#[cfg(test)]
+pub(crate) fn idle(appid: &str, secret: &str) -> Account {
+    use crate::token::source::{Config, Source};
+    use std::time::Duration;
+    let config = Config {
+        endpoint: Endpoint::Stable,
+        origin: crate::origin::Origin::parse("http://127.0.0.1:1").unwrap(),
+        roots: crate::tls::ExtraRoots::default(),
+        connect_timeout: Duration::from_secs(1),
+        fetch_timeout: Duration::from_secs(1),
+    };
+    let appid = AppId::parse(appid).unwrap();
+    let secret = Secret::parse(secret).unwrap();
+    let source = Source::new(&config, appid.clone(), secret.clone()).unwrap();
+    let (keeper, _worker) = TokenKeeper::new(appid.clone(), source, crate::token::store::MemoryStore::new());
+    Account::new(appid, secret, keeper)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,8 +39,14 @@ macro_rules! causes {
 causes! {
     /// The request target is not a path of this host: absolute form, `*`, `//host/…`.
     BadTarget => BAD_REQUEST, 40097, "bad-target";
+    /// The head has no `Host` (HTTP/1.1), or several.
+    BadHost => BAD_REQUEST, 40097, "bad-host";
     /// The path would mean a guarded one to whoever normalizes it (`..`, `%2e`, `//`), without being it.
     AmbiguousPath => BAD_REQUEST, 40097, "ambiguous-path";
+    /// A call that wants a secret names two appids.
+    TwoAppids => BAD_REQUEST, 40097, "two-appids";
+    /// The body that a secret has to be written into is not a JSON object.
+    SecretBody => BAD_REQUEST, 47001, "secret-body";
     /// `CONNECT` to a host that is not one of the WeChat API.
     ForeignHost => FORBIDDEN, 48001, "foreign-host";
     /// Over TLS, a `Host` that is not one of the WeChat API.
@@ -104,6 +110,10 @@ impl Failure {
         let headers = reply.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ERROR_HEADER, HeaderValue::from_static(self.cause.name()));
+        if self.cause == Cause::BadHost {
+            // SECURITY: a head that RFC 9112 calls bad says nothing certain about what follows it.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));

@@ -28,14 +28,14 @@ struct List {
     names: Vec<String>,
     /// The upstream where it is an address or this machine: calls may be meant for it, certificates are not.
     address: Option<String>,
-    /// The upstream's port, where it is not the one its scheme implies.
-    port: Option<u16>,
+    /// The upstream's port.
+    port: u16,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
         let names = WECHAT.map(str::to_owned).to_vec();
-        Self(Arc::new(List { names, address: None, port: None }))
+        Self(Arc::new(List { names, address: None, port: 443 }))
     }
 }
 
@@ -57,9 +57,7 @@ impl Hosts {
             None
         };
         more.into_iter().for_each(add);
-        let implied = if upstream.is_tls() { 443 } else { 80 };
-        let port = Some(upstream.port()).filter(|&port| port != implied);
-        Self(Arc::new(List { names, address, port }))
+        Self(Arc::new(List { names, address, port: upstream.port() }))
     }
 
     /// Whether a call to this `host[:port]` is one we speak for. The port is absent, its scheme's own, or the
@@ -67,7 +65,8 @@ impl Hosts {
     #[must_use]
     pub fn takes(&self, authority: &str, scheme_port: u16) -> bool {
         split(authority).is_some_and(|(host, port)| {
-            self.has(host) && port.is_none_or(|port| port == scheme_port || Some(port) == self.0.port)
+            let port = port.unwrap_or(scheme_port);
+            port == self.0.port && self.has(host) || port == scheme_port && self.certifies(host)
         })
     }
 
@@ -220,7 +219,7 @@ mod tests {
     #[test]
     fn a_test_upstream_is_meant_by_its_address_and_gets_no_certificate() {
         let local = hosts("http://127.0.0.1:7300", &[]);
-        assert!(local.takes("127.0.0.1:7300", 80) && local.takes("127.0.0.1", 80));
+        assert!(local.takes("127.0.0.1:7300", 80) && !local.takes("127.0.0.1", 80));
         assert!(!local.takes("127.0.0.1:7301", 80) && !local.certifies("127.0.0.1"));
         assert!(hosts("http://[::1]:7300", &[]).takes("[::1]:7300", 80));
         let named = hosts("http://localhost:7300", &[]);

@@ -3,7 +3,7 @@
 //! `accept → record → route → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
 //!
 //! `Proxy::exchange` reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
-//! [`call`] holds the body, [`inject`] writes the query, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
+//! [`call`] holds the body, [`credential`] and [`inject`] write it, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
 //! token, [`reply`] carries the answer back, [`record`] writes the line. [`answer`] is for what is never forwarded.
 //!
 //! A call goes upstream twice only because WeChat said that the token it carried was bad (40001, 40014, 42001).
@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod call;
+pub mod credential;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
@@ -27,10 +28,8 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use crate::account::{self, Account};
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
-use crate::proxy::inject::InjectError;
 use crate::proxy::inspect::{Inspector, Verdict};
 use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
@@ -114,10 +113,11 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         // route: whose credential, and where it goes.
+        route::one_host(request.version(), request.headers())?;
         if connection.is_tls() {
             self.routes.check_host(request.uri(), request.headers())?;
         }
-        let route = self.routes.find(request.method(), request.uri())?;
+        let mut route = self.routes.find(request.method(), request.uri())?;
         record.account(route.account.appid());
         match route.action {
             Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
@@ -126,7 +126,17 @@ impl Proxy {
         }
 
         // hold: the body is kept while it goes out, or held whole if it has no length.
-        let mut call = Call::hold(request, &self.host, &self.limits).await?;
+        let mut call = match route.action {
+            Action::AppendSecret(SecretForm { body: true, .. }) => {
+                let (head, body) = request.into_parts();
+                let body = read_small(body, credential::MAX_SECRET_BODY, self.limits.idle_timeout).await?;
+                match credential::into_body(&self.routes, &mut route, &body)? {
+                    Some(body) => Call::of(head, body, &self.host, &self.limits),
+                    None => return Ok(Answer::Ours(answer::unknown_appid())),
+                }
+            }
+            _ => Call::hold(request, &self.host, &self.limits).await?,
+        };
         // Our credentials go along: what echoes them is masked.
         let mut mask = (route.action != Action::KeepUserToken).then(|| Mask::new(route.account));
         if mask.is_some() && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
@@ -142,7 +152,7 @@ impl Proxy {
         }
 
         // inject, forward.
-        let target = write_credential(&route, token.as_ref())?;
+        let target = credential::write(&route, token.as_ref())?;
         let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
@@ -172,13 +182,17 @@ impl Proxy {
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
+        if !call.is_kept() {
+            return Ok(answered(reply, mask, record));
+        }
+        reply.body.end_upload();
         if !call.again().await {
             return Ok(answered(reply, mask, record));
         }
         if let Some(mask) = &mut mask {
             mask.add(&fresh);
         }
-        let target = write_credential(&route, Some(&fresh))?;
+        let target = credential::write(&route, Some(&fresh))?;
         match self.forward(&call, target, record).await {
             Ok(mut second) => {
                 if matches!(self.inspect(&mut second, record).await?, Verdict::Clean)
@@ -263,48 +277,6 @@ impl Proxy {
         let query = route.target.query().unwrap_or_default();
         Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &body))
     }
-}
-
-/// The call's target with the credential its route wants.
-fn write_credential(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
-    let Route { account, action, target } = route;
-    let written = match (action, token) {
-        (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
-        (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
-        _ => strip_placeholder(target),
-    };
-    written.map_err(|_| {
-        Failure::new(
-            Cause::BadTarget,
-            "the request target is too long to carry the credential (65,534 bytes at most); nothing was sent. Shorten the query",
-        )
-    })
-}
-
-fn append_secret(
-    account: &Account,
-    form: SecretForm,
-    target: &PathAndQuery,
-    token: Option<&Token>,
-) -> Result<PathAndQuery, InjectError> {
-    // A placeholder that an SDK adds to every call has no place here (sdks.md 5: wechatpy on jscode2session).
-    let target = if form.token { target.clone() } else { inject::strip(target, &[inject::ACCESS_TOKEN])? };
-    let mut params = vec![("appid", account.appid().as_str())];
-    if let Some(name) = form.secret {
-        params.push((name, account.encoded_secret()));
-    }
-    if let Some(token) = token {
-        params.push((inject::ACCESS_TOKEN, token.expose_encoded()));
-    }
-    inject::with_params(&target, &params)
-}
-
-/// A user's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
-fn strip_placeholder(target: &PathAndQuery) -> Result<PathAndQuery, InjectError> {
-    let query = target.query().unwrap_or_default();
-    let placeholder = form_urlencoded::parse(query.as_bytes())
-        .any(|(name, value)| name == inject::ACCESS_TOKEN && account::is_placeholder(&value));
-    if placeholder { inject::strip(target, &[inject::ACCESS_TOKEN]) } else { Ok(target.clone()) }
 }
 
 fn answered(mut reply: Reply, mask: Option<Mask>, record: &Record) -> Answer {

@@ -5,7 +5,7 @@
 //! those that had to be held whole anyway because they came without a length (WeChat answers chunked requests with
 //! 412). Every other body streams, and its call goes once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request;
 use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -117,23 +118,34 @@ impl Call {
         host: &HeaderValue,
         limits: &Limits,
     ) -> Result<Self, Failure> {
-        let (mut head, incoming) = request.into_parts();
-        strip_hop_by_hop(&mut head.headers);
-        // hyper has answered `Expect: 100-continue`, or will when it reads the body.
-        head.headers.remove(header::EXPECT);
-        head.headers.insert(header::HOST, host.clone());
+        let (head, incoming) = request.into_parts();
         let body = match Body::size_hint(&incoming).exact() {
             Some(length) if length > limits.max_body => return Err(too_large(limits)),
             Some(length) => Held::while_it_goes_out(incoming, length, limits),
             None => Held::whole(incoming, limits).await?,
         };
+        Ok(Self::new(head, body, host))
+    }
+
+    /// A call with a small body that is here already.
+    #[must_use]
+    pub fn of(head: request::Parts, body: Bytes, host: &HeaderValue, limits: &Limits) -> Self {
+        let held = Held::new(None, body.len() as u64, limits.budget.reserve(0), limits);
+        held.0.borrow_mut().chunks.push(body);
+        Self::new(head, held, host)
+    }
+
+    fn new(mut head: request::Parts, body: Held, host: &HeaderValue) -> Self {
+        strip_hop_by_hop(&mut head.headers);
+        // hyper has answered `Expect: 100-continue`, or will when it reads the body.
+        head.headers.remove(header::EXPECT);
+        head.headers.insert(header::HOST, host.clone());
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
-        if body.length() > 0
-            || !matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE)
-        {
+        let bare = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+        if body.length() > 0 || !bare {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length()));
         }
-        Ok(Self { method: head.method, headers: head.headers, extensions: head.extensions, body })
+        Self { method: head.method, headers: head.headers, extensions: head.extensions, body }
     }
 
     /// The method.
@@ -156,6 +168,12 @@ impl Call {
         *request.headers_mut() = self.headers.clone();
         *request.extensions_mut() = self.extensions.clone();
         request
+    }
+
+    /// Whether it is worth asking [`again`](Self::again): what came of the body has been kept.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.body.0.borrow().kept.is_some()
     }
 
     /// Whether the very same bytes can go a second time. Waits for the rest of a body that WeChat refused before it
@@ -182,9 +200,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<_> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| http::HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+            .filter_map(|name| http::HeaderName::from_bytes(name.trim_ascii()).ok())
             // SECURITY: framing and target are ours to say; naming them here must not take them away before we
             // have looked at them.
             .filter(|name| ![header::CONTENT_LENGTH, header::HOST].contains(name))
@@ -258,6 +275,8 @@ struct Inner {
     kept: Option<Reserved>,
     length: u64,
     broken: Option<Broken>,
+    /// Whether an attempt has handed all of it on. Apart, so that whoever asks does not keep the body.
+    out: Rc<Cell<bool>>,
     /// Raised when a second attempt begins, so that the first one's body ends.
     attempt: u32,
     idle_timeout: Duration,
@@ -277,6 +296,7 @@ impl Held {
             kept,
             length,
             broken: None,
+            out: Rc::new(Cell::new(length == 0)),
             attempt: 0,
             idle_timeout: limits.idle_timeout,
             idle: None,
@@ -321,7 +341,10 @@ impl Held {
             }
             inner.keep(piece);
         }
-        held.0.borrow_mut().seal();
+        let mut inner = held.0.borrow_mut();
+        inner.seal();
+        inner.out.set(inner.length == 0);
+        drop(inner);
         Ok(held)
     }
 
@@ -478,6 +501,9 @@ impl Body for Outgoing {
             }
         };
         this.left = this.left.saturating_sub(piece.len() as u64);
+        if this.left == 0 {
+            inner.out.set(true);
+        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -499,6 +525,18 @@ impl Progress {
     #[must_use]
     pub fn last(&self) -> Instant {
         self.0.borrow().last_progress
+    }
+
+    /// Tells, now and later, whether all of the body has been handed to the connection.
+    #[must_use]
+    pub fn is_out(&self) -> Rc<Cell<bool>> {
+        Rc::clone(&self.0.borrow().out)
+    }
+
+    /// Whether more of the body is to come, and it is the app that it is waited for. `idle_timeout` watches that.
+    #[must_use]
+    pub fn waits_for_app(&self) -> bool {
+        self.0.borrow().idle.is_some()
     }
 
     /// The app's failure to send its body, if that is what happened.

@@ -177,29 +177,13 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::credentials::{AppId, Secret};
-    use crate::origin::Origin;
-    use crate::tls::ExtraRoots;
-    use crate::token::keeper::TokenKeeper;
-    use crate::token::source;
-    use crate::token::store::MemoryStore;
+    use crate::account;
 
     const TOKEN: &str = "50_aabaabaac-0123456789";
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
     fn mask() -> Mask {
-        let config = source::Config {
-            endpoint: source::Endpoint::Stable,
-            origin: Origin::parse("http://127.0.0.1:1").unwrap(),
-            roots: ExtraRoots::default(),
-            connect_timeout: Duration::from_secs(1),
-            fetch_timeout: Duration::from_secs(1),
-        };
-        let appid = AppId::parse("wx0123456789abcdef").unwrap();
-        let secret = Secret::parse(SECRET).unwrap();
-        let source = source::Source::new(&config, appid.clone(), secret.clone()).unwrap();
-        let (keeper, _worker) = TokenKeeper::new(appid.clone(), source, MemoryStore::new());
-        let mut mask = Mask::new(&Account::new(appid, secret, keeper));
+        let mut mask = Mask::new(&account::idle("wx0123456789abcdef", SECRET));
         mask.add(&Token::new(TOKEN, Instant::now(), Duration::from_secs(7200)).unwrap());
         mask
     }

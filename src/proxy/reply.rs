@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Response;
+use http::{Response, Version};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Failure;
@@ -83,6 +83,10 @@ impl Outbound {
         mut record: Record,
     ) -> Response<Self> {
         record.answered(reply.head.status, None);
+        // The version is between neighbours. hyper would take an upstream's 1.0 for the app's, and mark the end of
+        // a reply without a length by closing, where a cut looks whole, instead of with chunks. To an app of 1.0
+        // it speaks 1.0 by itself.
+        reply.head.version = Version::HTTP_11;
         let ends_connection =
             (http10 && reply.body.size_hint().exact().is_none()).then(|| connection.clone());
         if let Some(mask) = &mask {

@@ -7,18 +7,19 @@
 use std::collections::HashMap;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, Method, Uri, Version, header};
 
 use crate::account::{self, Account};
 use crate::error::{Cause, Failure};
 use crate::hosts::{self, Hosts};
+use crate::proxy::inject;
 
 /// What a path needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Our token goes into the query, and a refusal of it is noticed. Nearly every path.
     AppendToken,
-    /// The account's appid and secret go into the query (`wechat-api.md` 4c).
+    /// The account's appid and secret go along, where WeChat wants them (`wechat-api.md` 4c).
     AppendSecret(SecretForm),
     /// The call carries a token of its own (a user's, a component's): it passes as it came and is never judged.
     KeepUserToken,
@@ -36,6 +37,10 @@ pub struct SecretForm {
     pub secret: Option<&'static str>,
     /// Whether our token goes along.
     pub token: bool,
+    /// Whether it may stand in a JSON body instead of the query.
+    pub body: bool,
+    /// Whether the body has been given it.
+    pub written: bool,
 }
 
 impl Action {
@@ -57,11 +62,14 @@ pub struct Route<'a> {
     pub target: PathAndQuery,
 }
 
-const SECRET: Action = Action::AppendSecret(SecretForm { secret: Some("secret"), token: false });
-const APPID: Action = Action::AppendSecret(SecretForm { secret: None, token: false });
-const APPSECRET: Action = Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: false });
+const SECRET: Action =
+    Action::AppendSecret(SecretForm { secret: Some("secret"), token: false, body: false, written: false });
+const APPID: Action =
+    Action::AppendSecret(SecretForm { secret: None, token: false, body: false, written: false });
+const APPSECRET: Action =
+    Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: false, body: true, written: false });
 const TOKEN_AND_APPSECRET: Action =
-    Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: true });
+    Action::AppendSecret(SecretForm { secret: Some("appsecret"), token: true, body: false, written: false });
 
 /// The table: exact paths first, then prefixes; what is in neither gets our token. Source: `wechat-api.md` 4.
 const EXACT: &[(&str, Action)] = &[
@@ -138,7 +146,10 @@ impl Routes {
         if !target.as_str().starts_with('/') || target.as_str().starts_with("//") {
             return Err(bad_target());
         }
-        let (prefixed, target) = self.take_prefix(target);
+        let (prefix, target) = take_prefix(self, target);
+        if target.as_str().starts_with("//") {
+            return Err(bad_target());
+        }
         let path = target.path();
         let action = action(path);
         if normalized(path).is_some_and(|normal| self::action(&normal) != action) {
@@ -154,14 +165,16 @@ impl Routes {
         } else {
             action
         };
-        let mut account = self.named_by_placeholder(query).or(prefixed).unwrap_or(&self.accounts[0]);
+        let Some(mut account) = self.choose(query, prefix) else {
+            let account = &self.accounts[0];
+            return Ok(Route { account, action: Action::AnswerUnknownAppid, target });
+        };
         let mut action = action;
-        if let Action::AppendSecret(_) = action
-            && let Some((_, appid)) = params(query).find(|(name, value)| name == "appid" && !value.is_empty())
-        {
-            match self.account(&appid) {
-                Some(named) => account = named,
-                None => action = Action::AnswerUnknownAppid,
+        if let Action::AppendSecret(_) = action {
+            match self.of_appid(query)? {
+                Asked::Nobody => {}
+                Asked::Ours(named) => account = named,
+                Asked::Unknown => action = Action::AnswerUnknownAppid,
             }
         }
         Ok(Route { account, action, target })
@@ -180,19 +193,17 @@ impl Routes {
     /// believes that this is the host it names; in clear, as a base URL, it names whom it likes.
     ///
     /// # Errors
-    /// It names another, none, or several.
+    /// It names another, or none.
     pub fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
-        let mut named = headers.get_all(header::HOST).iter();
-        let host = match (named.next(), named.next()) {
-            (Some(host), None) => host.to_str().ok(),
-            // HTTP/1.0, or a target that says it.
-            (None, _) => uri.authority().map(Authority::as_str),
-            (Some(_), Some(_)) => None,
+        let host = match headers.get(header::HOST) {
+            Some(host) => host.to_str().ok(),
+            // HTTP/1.0, with a target that says it.
+            None => uri.authority().map(Authority::as_str),
         };
         match host {
             Some(host) if self.hosts.takes_any_port(host) => Ok(()),
             host => {
-                let host = host.and_then(hosts::split).map_or("no host, or several", |(host, _)| host);
+                let host = host.and_then(hosts::split).map_or("no host", |(host, _)| host);
                 Err(Failure::new(
                     Cause::Misdirected,
                     format!(
@@ -203,24 +214,91 @@ impl Routes {
         }
     }
 
-    /// The account whose appid is the first path segment, and the target without that segment.
-    fn take_prefix(&self, target: &PathAndQuery) -> (Option<&Account>, PathAndQuery) {
-        let whole = target.as_str();
-        let segment = whole[1..].split(['/', '?']).next().unwrap_or_default();
-        let Some(account) = self.account(segment) else { return (None, target.clone()) };
-        let rest = &whole[1 + segment.len()..];
-        // `/wx123` alone is the prefix of nothing: the root.
-        let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
-        match PathAndQuery::try_from(rest) {
-            Ok(rest) if !rest.as_str().starts_with("//") => (Some(account), rest),
-            _ => (None, target.clone()),
+    /// Whose call it is, by what the app wrote: the account its placeholder names, else the one its path begins with,
+    /// else the default.
+    ///
+    /// `None` when it names an account we do not hold: an app that is set up for another account must not act as
+    /// ours. Any other token (empty, cut, a real one that was pasted) says nothing, and is replaced.
+    fn choose(&self, query: &str, prefix: Prefix<'_>) -> Option<&Account> {
+        let token = params(query).find(|(name, _)| name == inject::ACCESS_TOKEN).map(|(_, value)| value);
+        if let Some(appid) = token.as_deref().and_then(account::placeholder_appid) {
+            return self.account(appid);
+        }
+        match prefix {
+            Prefix::None => Some(&self.accounts[0]),
+            Prefix::Of(appid) => self.account(appid),
         }
     }
 
-    fn named_by_placeholder(&self, query: &str) -> Option<&Account> {
-        let token = params(query).find(|(name, _)| name == "access_token")?.1;
-        self.account(account::placeholder_appid(&token)?)
+    /// The account that a login or another call with the secret names by its `appid`.
+    fn of_appid(&self, query: &str) -> Result<Asked<'_>, Failure> {
+        let mut named = params(query).filter(|(name, value)| name == "appid" && !value.is_empty());
+        let Some((_, appid)) = named.next() else { return Ok(Asked::Nobody) };
+        if named.any(|(_, other)| other != appid) {
+            return Err(two_appids());
+        }
+        Ok(self.account(&appid).map_or(Asked::Unknown, Asked::Ours))
     }
+}
+
+/// Which account a call asks for by its appid.
+enum Asked<'a> {
+    Nobody,
+    Ours(&'a Account),
+    Unknown,
+}
+
+/// What a path begins with.
+#[derive(Clone, Copy)]
+enum Prefix<'a> {
+    None,
+    Of(&'a str),
+}
+
+/// An appid in front of the path, and the target without it.
+///
+/// Any appid counts, also one that is not ours, so that its calls are refused instead of made as the default
+/// account: `wx` and 16 hex digits, which begins no path of WeChat's. An appid of another form counts if it is ours.
+fn take_prefix<'a>(routes: &Routes, target: &'a PathAndQuery) -> (Prefix<'a>, PathAndQuery) {
+    let whole = target.as_str();
+    let segment = whole[1..].split(['/', '?']).next().unwrap_or_default();
+    let like_an_appid = segment.len() == 18
+        && segment.starts_with("wx")
+        && segment[2..].bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'));
+    if !like_an_appid && routes.account(segment).is_none() {
+        return (Prefix::None, target.clone());
+    }
+    let rest = &whole[1 + segment.len()..];
+    // The prefix alone is the root's.
+    let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    PathAndQuery::try_from(rest).map_or((Prefix::None, target.clone()), |rest| (Prefix::Of(segment), rest))
+}
+
+/// A call that names two accounts is nobody's.
+pub(super) fn two_appids() -> Failure {
+    Failure::new(
+        Cause::TwoAppids,
+        "the call names two different appids, so it cannot be known whose secret it wants; nothing was sent. Send one appid",
+    )
+}
+
+/// Takes no head without a `Host`, or with several (RFC 9112 3.2; HTTP/1.0 may go without). Which one it is does not
+/// matter: calls go to the upstream, under its name.
+///
+/// SECURITY: whoever stands in front of us may have chosen by another of the two than we would.
+///
+/// # Errors
+/// [`Cause::BadHost`].
+pub fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Failure> {
+    let what = match headers.get_all(header::HOST).iter().count() {
+        0 if version >= Version::HTTP_11 => "no Host",
+        0 | 1 => return Ok(()),
+        _ => "several Hosts",
+    };
+    Err(Failure::new(
+        Cause::BadHost,
+        format!("the request has {what}; nothing was sent. Send the one Host header that HTTP/1.1 asks for"),
+    ))
 }
 
 /// The parameters of a query as WeChat will read them: name and value, decoded.

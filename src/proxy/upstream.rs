@@ -4,7 +4,7 @@
 //!
 //! One per worker: no other thread ever sees these connections.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -14,13 +14,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Uri, response};
+use http::{HeaderMap, Request, Uri, header, response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
@@ -144,14 +145,14 @@ impl Upstream {
             if !connection.is_fit().await {
                 continue;
             }
-            match self.exchange(connection.sender, request, progress).await {
+            match self.exchange(connection.wire, request, progress).await {
                 Ok(reply) => return Ok(reply),
                 Err(Unsent::Back(back)) => request = back,
                 Err(Unsent::Told(told)) => return Err(told),
             }
         }
-        let sender = self.connect().await?;
-        self.exchange(sender, request, progress).await.map_err(|unsent| match unsent {
+        let wire = self.connect().await?;
+        self.exchange(wire, request, progress).await.map_err(|unsent| match unsent {
             Unsent::Told(told) => told,
             Unsent::Back(_) => NotAnswered::before_sending(
                 Cause::UpstreamClosed,
@@ -170,11 +171,11 @@ impl Upstream {
 
     async fn exchange(
         &self,
-        mut sender: http1::SendRequest<Outgoing>,
+        mut wire: Wire,
         request: Request<Outgoing>,
         progress: &Progress,
     ) -> Result<Reply, Unsent> {
-        let mut answer = std::pin::pin!(sender.try_send_request(request));
+        let mut answer = std::pin::pin!(wire.sender.try_send_request(request));
         let timeout = self.config.response_timeout;
         let mut deadline = std::pin::pin!(tokio::time::sleep(timeout));
         let answer = loop {
@@ -182,8 +183,10 @@ impl Upstream {
                 biased;
                 answer = &mut answer => break answer,
                 () = &mut deadline => {
-                    // A long upload has not asked for its answer yet: the time counts from its last byte.
-                    let due = progress.last() + timeout;
+                    // A long upload has not asked for its answer yet: the time counts from its last byte, and an
+                    // app that pauses is no fault of WeChat's.
+                    let last = if progress.waits_for_app() { Instant::now() } else { progress.last() };
+                    let due = last + timeout;
                     if due <= Instant::now() {
                         return Err(Unsent::Told(NotAnswered::after_sending(
                             Cause::ResponseTimeout,
@@ -203,12 +206,20 @@ impl Upstream {
                     reply.status()
                 ),
             ))),
+            Ok(reply) if has_doubtful_end(reply.headers()) => Err(Unsent::Told(NotAnswered::after_sending(
+                Cause::UpstreamMalformed,
+                format!(
+                    "{} answered with a Transfer-Encoding that leaves open where the answer ends. The call may or may not have taken effect; it was not sent again",
+                    self.config.origin
+                ),
+            ))),
             Ok(reply) => {
                 let (head, incoming) = reply.into_parts();
                 let body = ReplyBody {
                     front: VecDeque::new(),
                     rest: Some(incoming),
-                    connection: Some((sender, Rc::clone(&self.pool))),
+                    connection: Some((wire, Rc::clone(&self.pool))),
+                    request_is_out: progress.is_out(),
                     idle_timeout: self.config.idle_timeout,
                     idle: None,
                 };
@@ -221,7 +232,7 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<http1::SendRequest<Outgoing>, NotAnswered> {
+    async fn connect(&self) -> Result<Wire, NotAnswered> {
         let Config { origin, connect_timeout, .. } = &self.config;
         match tokio::time::timeout(*connect_timeout, self.connect_unbounded()).await {
             Ok(connected) => connected,
@@ -235,7 +246,7 @@ impl Upstream {
         }
     }
 
-    async fn connect_unbounded(&self) -> Result<http1::SendRequest<Outgoing>, NotAnswered> {
+    async fn connect_unbounded(&self) -> Result<Wire, NotAnswered> {
         let origin = &self.config.origin;
         let mut connector = self.connector.clone();
         let tcp = connector.call(self.address.clone()).await.map_err(|error| {
@@ -294,7 +305,13 @@ enum Unsent {
     Told(NotAnswered),
 }
 
-async fn handshake<T>(io: T) -> Result<http1::SendRequest<Outgoing>, NotAnswered>
+/// One connection. Without its sender it ends when what is under way has; `task` can end it at once.
+struct Wire {
+    sender: http1::SendRequest<Outgoing>,
+    task: AbortHandle,
+}
+
+async fn handshake<T>(io: T) -> Result<Wire, NotAnswered>
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
@@ -307,8 +324,22 @@ where
     let (sender, connection) =
         made.map_err(|error| NotAnswered::before_sending(Cause::UpstreamClosed, error.to_string()))?;
     // Its errors reach whoever uses the sender.
-    tokio::task::spawn_local(async move { drop(connection.await) });
-    Ok(sender)
+    let task = tokio::task::spawn_local(async move { drop(connection.await) }).abort_handle();
+    Ok(Wire { sender, task })
+}
+
+/// Whether a reply has another Transfer-Encoding than `chunked`, which we never ask for and would hand on as if it
+/// were the body, or a Content-Length beside it: hyper reads by the chunks then, but leaves the length in the head,
+/// where it would cut the body for the app.
+fn has_doubtful_end(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => false,
+        (Some(one), None) if one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
+            headers.contains_key(header::CONTENT_LENGTH)
+        }
+        _ => true,
+    }
 }
 
 /// The cause at the bottom, which says more than the layers above it.
@@ -328,7 +359,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 struct Pool(RefCell<VecDeque<Idle>>);
 
 struct Idle {
-    sender: http1::SendRequest<Outgoing>,
+    wire: Wire,
     idle_since: Instant,
 }
 
@@ -341,13 +372,13 @@ impl Idle {
             tokio::task::yield_now().await;
         }
         for _ in 0..3 {
-            if self.sender.is_ready() || self.sender.is_closed() {
+            if self.wire.sender.is_ready() || self.wire.sender.is_closed() {
                 break;
             }
             // The connection's task has yet to note the end of the last reply.
             tokio::task::yield_now().await;
         }
-        self.sender.is_ready() && !self.sender.is_closed()
+        self.wire.sender.is_ready() && !self.wire.sender.is_closed()
     }
 }
 
@@ -355,23 +386,25 @@ impl Pool {
     fn take(&self) -> Option<Idle> {
         let mut idle = self.0.borrow_mut();
         while let Some(connection) = idle.pop_back() {
-            if !connection.sender.is_closed() && connection.idle_since.elapsed() < KEEP_IDLE {
+            if !connection.wire.sender.is_closed() && connection.idle_since.elapsed() < KEEP_IDLE {
                 return Some(connection);
             }
         }
         None
     }
 
-    fn put(&self, sender: http1::SendRequest<Outgoing>) {
+    fn put(&self, wire: Wire) {
         let mut idle = self.0.borrow_mut();
         if idle.len() >= MOST_IDLE {
             idle.pop_front();
         }
-        idle.push_back(Idle { sender, idle_since: Instant::now() });
+        idle.push_back(Idle { wire, idle_since: Instant::now() });
     }
 
     fn sweep(&self) {
-        self.0.borrow_mut().retain(|idle| !idle.sender.is_closed() && idle.idle_since.elapsed() < KEEP_IDLE);
+        self.0
+            .borrow_mut()
+            .retain(|idle| !idle.wire.sender.is_closed() && idle.idle_since.elapsed() < KEEP_IDLE);
     }
 }
 
@@ -388,7 +421,8 @@ pub struct Reply {
 pub struct ReplyBody {
     front: VecDeque<Bytes>,
     rest: Option<Incoming>,
-    connection: Option<(http1::SendRequest<Outgoing>, Rc<Pool>)>,
+    connection: Option<(Wire, Rc<Pool>)>,
+    request_is_out: Rc<Cell<bool>>,
     idle_timeout: Duration,
     idle: Option<Pin<Box<Sleep>>>,
 }
@@ -419,6 +453,16 @@ impl ReplyBody {
             }
             Some(Err(cut)) => Err(cut),
             None => Ok(None),
+        }
+    }
+
+    /// Ends a request that was answered before it had gone out, together with its connection. Left to itself it
+    /// would wait, and keep the body, for as long as the other side does not close.
+    pub fn end_upload(&mut self) {
+        if !self.request_is_out.get()
+            && let Some((wire, _)) = self.connection.take()
+        {
+            wire.task.abort();
         }
     }
 
@@ -474,10 +518,14 @@ impl ReplyBody {
     fn finish(&mut self) {
         self.rest = None;
         self.idle = None;
-        if let Some((sender, pool)) = self.connection.take()
-            && !sender.is_closed()
+        // An answer that came before the end of the request: the connection has still to carry the rest.
+        if !self.request_is_out.get() {
+            return;
+        }
+        if let Some((wire, pool)) = self.connection.take()
+            && !wire.sender.is_closed()
         {
-            pool.put(sender);
+            pool.put(wire);
         }
     }
 }
