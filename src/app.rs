@@ -111,7 +111,6 @@ impl App {
     /// # Errors
     /// A port is taken, or the configuration cannot work after all.
     pub fn bind(config: Config) -> Result<Self, BindError> {
-        reach::check(&config).map_err(BindError::Other)?;
         let port = |setting, address| move |error| BindError::Port { setting, address, error };
         let listen = config.server.listen;
         let listeners = server::bind(listen, config.server.workers).map_err(port("listen", listen))?;
@@ -136,6 +135,9 @@ impl App {
                 worker.push((listener, Entry::Tls(tls.clone())));
             }
         }
+
+        // After the ports: one that is taken is the plainer news.
+        reach::check(&config).map_err(BindError::Other)?;
 
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();

@@ -70,11 +70,11 @@ impl Hosts {
         })
     }
 
-    /// Whether a `Host` header names one of the hosts, whatever its port: that is how the app got here, be it by a
-    /// redirected port.
+    /// Whether a `Host` header names a host that a certificate of ours is good for, whatever the port: that is how the
+    /// app got here, be it by a redirected one.
     #[must_use]
-    pub fn takes_any_port(&self, authority: &str) -> bool {
-        split(authority).is_some_and(|(host, _)| self.has(host))
+    pub fn certifies_host(&self, authority: &str) -> bool {
+        split(authority).is_some_and(|(host, _)| self.certifies(host))
     }
 
     /// Whether a certificate of ours is good for this name.

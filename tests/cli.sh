@@ -56,7 +56,7 @@ until_found() {
   fail "nobody said: $1"
 }
 
-for command in "" run check wait simulate demo; do
+for command in "" run check wait ca simulate demo; do
   # shellcheck disable=SC2086 # No command is no word.
   expect 0 "help of '$command' is printed, with examples" "$binary" $command --help
   says Examples:

@@ -73,6 +73,7 @@ step "tests" cargo test --locked --no-fail-fast
 step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
+step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"
 step "examples" bash tests/examples.sh "$target/release/wechat-sidecar"
 

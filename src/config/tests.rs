@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::cli::{Invocation, Stop, command, parse};
 use super::*;
+use crate::ca;
 use crate::telemetry::Format;
 
 const APPID: &str = "wx0123456789abcdef";
@@ -139,7 +140,9 @@ fn every_invocation_the_help_shows_works() {
     files.write("secret.txt", SECRET);
     files.write("sidecar.toml", format!("appid = '{APPID}'\nsecret_file = 'secret.txt'\n"));
     let mut seen = 0;
-    for help in ["--help", "run --help", "check --help", "wait --help", "simulate --help", "demo --help"] {
+    for help in
+        ["--help", "run --help", "check --help", "wait --help", "ca --help", "simulate --help", "demo --help"]
+    {
         let Err(Stop::Told(text)) = invoke(help, &[]) else { panic!("{help}") };
         let (_, examples) = text.split_once("Examples:").unwrap();
         let mut env = Vec::new();
@@ -159,7 +162,7 @@ fn every_invocation_the_help_shows_works() {
             }
         }
     }
-    assert!(seen >= 14, "{seen}");
+    assert!(seen >= 17, "{seen}");
 }
 
 #[test]
@@ -504,4 +507,32 @@ fn simulate_and_demo_need_nothing_at_all() {
     contains(&refused("simulate --expires-in 2h --token-length 1", &[]), &["There are 2 problems"]);
     let Ok(Invocation::Demo(demo)) = invoke("demo --log warn", &sidecars) else { panic!() };
     assert_eq!(demo.telemetry, telemetry::Config { filter: "warn".into(), format: Format::Text });
+}
+
+#[test]
+fn a_ca_is_for_the_hosts_that_run_would_speak_for() {
+    let Ok(Invocation::Ca(ca)) = invoke("ca", &[]) else { panic!() };
+    assert_eq!((ca.folder.as_path(), ca.hosts.certified().len()), (Path::new("./wechat-sidecar-ca"), 5));
+    let files = Files::new();
+    let env = [("WECHAT_SIDECAR_UPSTREAM", "https://gateway.example.com"), ("WECHAT_SIDECAR_BANANA", "1")];
+    let file = files.toml("upstream_hosts = 'other.example.com'\nappid = 'wx1'\nsecret = 'x'");
+    let dir = files.path("ca");
+    let line = format!("{file} --dir {}", dir.display());
+    let Ok(Invocation::Ca(ca)) = invoke(&format!("ca {line}"), &env) else { panic!() };
+    assert_eq!(ca.hosts.certified()[5..], ["gateway.example.com", "other.example.com"]);
+    ca::make(&ca.folder, &ca.hosts).unwrap();
+    let mut env = ENOUGH.to_vec();
+    env.extend([
+        ("WECHAT_SIDECAR_UPSTREAM", "https://gateway.example.com"),
+        ("WECHAT_SIDECAR_UPSTREAM_HOSTS", "other.example.com"),
+    ]);
+    let config = run(&format!("--ca-dir {} --tls-listen 127.0.0.1:443", dir.display()), &env);
+    assert_eq!(config.hosts, ca.hosts);
+    assert_eq!(config.upstream.origin.reach(), Reach::NameElsewhere);
+    assert_eq!(config.source.origin.reach(), Reach::NameElsewhere);
+    contains(
+        &refused("--listen 127.0.0.1:443 --tls-listen 127.0.0.1:443", &ENOUGH),
+        &["There are 2 problems", "the same port", "there is no ca_dir"],
+    );
+    contains(&refused("ca --upstream-hosts *.qq.com", &[]), &["There is 1 problem", "wildcard"]);
 }

@@ -201,7 +201,7 @@ impl Routes {
             None => uri.authority().map(Authority::as_str),
         };
         match host {
-            Some(host) if self.hosts.takes_any_port(host) => Ok(()),
+            Some(host) if self.hosts.certifies_host(host) => Ok(()),
             host => {
                 let host = host.and_then(hosts::split).map_or("no host", |(host, _)| host);
                 Err(Failure::new(

@@ -8,6 +8,7 @@ mod rig;
 mod bad_bodies;
 mod bad_heads;
 mod bad_targets;
+mod entries;
 mod forwarding;
 mod replay;
 mod replay_limits;
