@@ -365,7 +365,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     /// Ends a round: when the next one is, and what those who waited are told.
     fn settle(&mut self, reason: Reason, renewed: Result<Refresh, FetchError>) {
         if matches!(reason, Reason::Reject { .. }) {
-            self.refusals.end();
+            self.refusals.end(matches!(renewed, Ok(Refresh::Same(_))));
         }
         let (wait, failure) = match renewed {
             Ok(brought) => {
