@@ -1,5 +1,7 @@
 //! Several accounts behind one sidecar: how a call chooses one, and that none suffers with another.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::ffi::OsString;
 
 use wechat_sidecar::credentials::{AppId, Secret};
@@ -83,7 +85,8 @@ async fn a_call_names_its_account_by_placeholder_or_prefix_or_not_at_all() {
         assert!(seen.target.contains(&format!("appid={expected}&secret=")), "{target}: {}", seen.target);
     }
     for appid in [APPID, SECOND, THIRD] {
-        let told = app.get(&format!("/cgi-bin/token?grant_type=client_credential&appid={appid}&secret=x")).await;
+        let told =
+            app.get(&format!("/cgi-bin/token?grant_type=client_credential&appid={appid}&secret=x")).await;
         assert_eq!(told.json()["access_token"], placeholder(appid));
     }
     let counts = sim.counts();

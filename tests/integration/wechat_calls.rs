@@ -1,6 +1,8 @@
 //! Every endpoint of the simulation through the sidecar, over TLS: what the app writes as a token never matters, and
 //! bodies arrive byte for byte in both directions.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use http::Method;
 use wechat_sidecar::sim::{Seen, download_byte};
 
@@ -87,7 +89,10 @@ async fn every_endpoint_works_over_tls_whatever_the_app_writes_as_its_token() {
             let seen = rig.last_call();
             assert_eq!(seen.target, expected(target, &token), "{written}");
             assert_eq!((seen.method.as_str(), seen.tls), (method.as_str(), true));
-            assert_eq!((seen.body_length, seen.body_sha256.clone()), (body.len() as u64, sha256(body.as_bytes())));
+            assert_eq!(
+                (seen.body_length, seen.body_sha256.clone()),
+                (body.len() as u64, sha256(body.as_bytes()))
+            );
             assert_headers(&seen);
         }
         let reply = rig.app.get(&with("/__echo", ("", &format!("access_token={PLACEHOLDER}")))).await;

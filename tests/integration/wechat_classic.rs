@@ -1,5 +1,7 @@
 //! The classic endpoint, `GET /cgi-bin/token`, whose every fetch voids the token before it after five minutes.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::time::Duration;
 
 use serde_json::json;
@@ -15,7 +17,8 @@ async fn calls_work_with_a_token_of_the_classic_endpoint() {
     for n in 0..20 {
         rig.app.message(&format!("{n}")).await.assert_ok();
     }
-    let asked = rig.app.get(&format!("/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret=x")).await;
+    let asked =
+        rig.app.get(&format!("/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret=x")).await;
     assert_eq!(asked.json()["access_token"], PLACEHOLDER);
     let counts = rig.sim.counts();
     assert_eq!((counts.fetches.classic, counts.fetches.stable), (1, 0));
@@ -61,7 +64,10 @@ async fn a_rotation_by_another_caller_is_not_noticed_by_the_app() {
     assert_eq!((reply.attempts(), rig.sim.sends_of("after it")), (Some("2"), (2, 1)));
     assert_eq!((rig.fetches(), rig.sim.counts().refused_with(40001)), (2, 1));
     let live: Vec<String> = rig.sim.live_tokens(APPID).into_iter().map(|live| live.token).collect();
-    assert!(live.len() == 2 && live[1] == theirs && live[0] != ours, "the other caller has its five minutes, too");
+    assert!(
+        live.len() == 2 && live[1] == theirs && live[0] != ours,
+        "the other caller has its five minutes, too"
+    );
 }
 
 #[tokio::test]

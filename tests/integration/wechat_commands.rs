@@ -1,5 +1,7 @@
 //! What the commands say and the codes they end with.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::ffi::OsString;
 use std::net::TcpListener;
 
@@ -49,7 +51,8 @@ async fn a_taken_port_is_69_and_a_sentence() {
     let address = taken.local_addr().unwrap().to_string();
     for (flag, setting) in [("--listen", "listen"), ("--admin-listen", "admin_listen")] {
         for workers in ["1", "3"] {
-            let mut args: Vec<OsString> = ["run", "--appid", APPID, "--workers", workers].map(Into::into).to_vec();
+            let mut args: Vec<OsString> =
+                ["run", "--appid", APPID, "--workers", workers].map(Into::into).to_vec();
             args.extend(["--upstream".into(), OsString::from(wechat.sim.base_url())]);
             for (name, free) in [("--listen", "127.0.0.1:0"), ("--admin-listen", "127.0.0.1:0")] {
                 args.push(name.into());
@@ -69,7 +72,8 @@ async fn a_second_sidecar_on_the_same_port_is_refused_whatever_its_workers() {
     let wechat = Wechat::plain().await;
     let first = Process::ready(&wechat, &["--workers", "2"]).await;
     for workers in ["1", "2"] {
-        let mut args: Vec<OsString> = ["run", "--appid", APPID, "--workers", workers].map(Into::into).to_vec();
+        let mut args: Vec<OsString> =
+            ["run", "--appid", APPID, "--workers", workers].map(Into::into).to_vec();
         args.extend(["--upstream".into(), OsString::from(wechat.sim.base_url())]);
         args.extend(["--listen".into(), OsString::from(first.addresses.proxy.to_string())]);
         args.extend(["--admin-listen", "127.0.0.1:0"].map(OsString::from));

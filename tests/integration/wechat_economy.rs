@@ -1,5 +1,7 @@
 //! What calls cost in connections and file descriptors.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::collections::BTreeSet;
 
 use crate::wechat_process::Process;
@@ -8,7 +10,8 @@ use crate::wechat_rig::{App, PATIENCE, Rig, Wechat, until};
 #[tokio::test]
 async fn a_hundred_calls_in_a_row_take_one_connection_to_wechat() {
     for tls in [false, true] {
-        let rig = if tls { Rig::tls(&["--workers", "1"]).await } else { Rig::plain(&["--workers", "1"]).await };
+        let rig =
+            if tls { Rig::tls(&["--workers", "1"]).await } else { Rig::plain(&["--workers", "1"]).await };
         for n in 0..100 {
             rig.app.message(&format!("{n}")).await.assert_ok();
         }
@@ -45,7 +48,8 @@ fn threads(process: &Process) -> usize {
 #[tokio::test]
 async fn a_thousand_apps_that_come_and_go_leave_nothing_behind() {
     let wechat = Wechat::plain().await;
-    let process = Process::ready(&wechat, &["--workers", "2", "--log", "warn,wechat_sidecar=info,access=off"]).await;
+    let process =
+        Process::ready(&wechat, &["--workers", "2", "--log", "warn,wechat_sidecar=info,access=off"]).await;
     let app = App::without_pool(process.addresses);
     // Both workers have their connection to WeChat, and the admin port has answered, before the count.
     for n in 0..50 {

@@ -1,5 +1,7 @@
 //! Ten sidecars for one account, which know nothing of each other: with the stable endpoint none harms another.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -78,6 +80,7 @@ async fn a_renewal_by_one_of_ten_harms_no_call_of_the_others() {
     assert_eq!(all_call(&fleet, "and then").await, 0);
     let counts = wechat.sim.counts();
     assert_eq!((counts.fetches.fresh, counts.max_sends_of_a_call, counts.max_accepts_of_a_call), (2, 2, 1));
-    let tokens: BTreeSet<String> = wechat.sim.seen().iter().rev().take(REPLICAS).map(|s| s.target.clone()).collect();
+    let tokens: BTreeSet<String> =
+        wechat.sim.seen().iter().rev().take(REPLICAS).map(|s| s.target.clone()).collect();
     assert_eq!(tokens.len(), 1, "all of them are at the same token");
 }

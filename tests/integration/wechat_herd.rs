@@ -1,5 +1,7 @@
 //! A thousand calls that all meet a dead token at the same moment.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::collections::BTreeMap;
 
 use tokio::task::JoinSet;
@@ -75,7 +77,8 @@ async fn a_thousand_calls_wait_for_one_slow_fetch() {
     let count = herd();
     let calls = stampede(&rig, count);
     // All of them have been refused, and the one fetch has come, before its answer goes.
-    let refused = rig.sim.until(|counts| counts.refused_with(42001) == count as u64 && counts.all_fetches() == 2);
+    let refused =
+        rig.sim.until(|counts| counts.refused_with(42001) == count as u64 && counts.all_fetches() == 2);
     within("all calls are refused", refused).await;
     rig.sim.release_fetches();
     assert_one_fetch_for_all(&rig, calls, 42001).await;

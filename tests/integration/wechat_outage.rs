@@ -1,6 +1,8 @@
 //! What the app sees when the token endpoint fails: nothing while a token lives, a 503 that says why when none does,
 //! and nothing again when the failure has ended.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::time::Duration;
 
 use serde_json::json;
@@ -33,7 +35,11 @@ async fn a_failing_token_endpoint_is_no_affair_of_a_call_while_the_token_lives()
         rig.sim.always_refuse("/wxa/", 40001);
         // A refusal makes the sidecar fetch, in vain: the app gets WeChat's own answer.
         let refused = rig.app.post("/wxa/anything", "{}").await;
-        assert_eq!((refused.status, refused.errcode(), refused.attempts()), (200, 40001, None), "{failure:?}");
+        assert_eq!(
+            (refused.status, refused.errcode(), refused.attempts()),
+            (200, 40001, None),
+            "{failure:?}"
+        );
         assert!(rig.fetches() >= 2, "{failure:?}");
         for n in 0..20 {
             let reply = rig.app.message(&format!("{n}")).await;
@@ -122,7 +128,9 @@ async fn without_a_token_the_app_is_told_why_and_what_to_do() {
 
 #[tokio::test]
 async fn retry_after_is_as_long_as_wechat_wants() {
-    for (errcode, least) in [(40125, 60), (45011, 60), (89503, 590), (89507, 3590), (89506, 86_390), (45009, 290)] {
+    for (errcode, least) in
+        [(40125, 60), (45011, 60), (89503, 590), (89507, 3590), (89506, 86_390), (45009, 290)]
+    {
         let wechat = Wechat::plain().await;
         wechat.sim.fail_fetches(FetchFailure::Errcode(errcode), FOREVER);
         let rig = Rig::unready(wechat, &[]).await;

@@ -1,5 +1,7 @@
 //! The built binary as a process: started with flags and environment, read by its log, stopped by signals.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -85,7 +87,8 @@ impl Process {
     pub(crate) async fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Output::default();
-        let readers = vec![output.read(child.stdout.take().unwrap()), output.read(child.stderr.take().unwrap())];
+        let readers =
+            vec![output.read(child.stdout.take().unwrap()), output.read(child.stderr.take().unwrap())];
         let mut found = None;
         until("the log says where it listens", async || {
             found = addresses(&output.text());

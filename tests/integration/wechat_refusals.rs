@@ -1,6 +1,8 @@
 //! A token that dies under the app: every sort of call, every way WeChat has of saying so, and the refusal that a
 //! new token does not mend.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use bytes::Bytes;
 use http::Method;
 use wechat_sidecar::sim::{Canned, FetchFailure, RefusalShape};
@@ -95,7 +97,10 @@ async fn a_refusal_is_noticed_however_it_is_labelled() {
         let body = r#"{"errcode":40001,"errmsg":"invalid credential rid: 1-2-3"}"#.to_owned();
         let canned = Canned { body, status: 200, content_type: (*content_type).to_owned() };
         rig.sim.fail_calls("/wxa/getwxacodeunlimit", canned, 1);
-        let reply = rig.app.call(Method::POST, "/wxa/getwxacodeunlimit", "a/b", r#"{"scene":"a=1"}"#.into(), "c").await;
+        let reply = rig
+            .app
+            .call(Method::POST, "/wxa/getwxacodeunlimit", "a/b", r#"{"scene":"a=1"}"#.into(), "c")
+            .await;
         assert_eq!(reply.attempts(), Some("2"), "{content_type}: {reply:?}");
         assert!(reply.body.starts_with(b"\xff\xd8"), "{content_type}: the picture came");
         assert_eq!(rig.sim.sends_of("c"), (2, 1), "{content_type}");
@@ -174,7 +179,10 @@ async fn a_second_refusal_goes_to_the_app_as_wechat_wrote_it() {
         rig.sim.always_refuse(SEND, errcode);
         let reply = rig.app.message("twice").await;
         assert_eq!((reply.status, reply.errcode(), reply.attempts()), (200, errcode, Some("2")));
-        assert_eq!((reply.ours(), reply.header("content-type")), (None, Some("application/json; encoding=utf-8")));
+        assert_eq!(
+            (reply.ours(), reply.header("content-type")),
+            (None, Some("application/json; encoding=utf-8"))
+        );
         assert_eq!(rig.sim.sends_of("twice"), (2, 0));
         // The rid tells the two refusals apart: the app has the second one, whole.
         let told = format!(r#"{{"errcode":{errcode},"errmsg":""#);

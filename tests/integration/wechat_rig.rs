@@ -1,10 +1,11 @@
 //! The rig: a simulated WeChat, the real sidecar in front of it on free ports, and an app that knows an address and
 //! nothing else. Nothing here waits for a time to pass, only for a thing to happen, and no longer than [`PATIENCE`].
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,8 +40,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// WeChat, the sidecar and the app.
 pub(crate) struct Rig {
     pub(crate) sim: Sim,
-    pub(crate) side: Sidecar,
     pub(crate) app: App,
+    /// Runs as long as the rig is there.
+    _side: Sidecar,
 }
 
 impl Rig {
@@ -62,7 +64,7 @@ impl Rig {
     pub(crate) async fn unready(wechat: Wechat, args: &[&str]) -> Self {
         let side = Sidecar::start(&wechat.settings(args), &wechat.env());
         let app = App::new(side.addresses);
-        Self { sim: wechat.sim.clone(), side, app }
+        Self { sim: wechat.sim.clone(), app, _side: side }
     }
 
     /// The fetches so far.
@@ -136,9 +138,12 @@ impl Wechat {
         args
     }
 
-    /// The environment of a sidecar in front of it: the secret.
+    /// The environment of a sidecar in front of it: the secret, and patience for a busy machine, which a flag beats.
     pub(crate) fn env(&self) -> Vec<(OsString, OsString)> {
-        vec![("WECHAT_SIDECAR_SECRET".into(), DEFAULT_SECRET.into())]
+        vec![
+            ("WECHAT_SIDECAR_SECRET".into(), DEFAULT_SECRET.into()),
+            ("WECHAT_SIDECAR_TOKEN_WAIT".into(), "20s".into()),
+        ]
     }
 }
 

@@ -1,6 +1,8 @@
 //! The paths that do not get the app's token: users' tokens, calls that want the secret, and the token endpoints,
 //! which the sidecar answers itself.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use http::Method;
 use wechat_sidecar::sim::DEFAULT_SECRET;
 
@@ -27,7 +29,10 @@ async fn a_users_token_passes_untouched() {
         rig.app.get(&target).await.assert_ok();
         assert_eq!(rig.last_call().target, target, "nothing was added, moved or taken away");
     }
-    let renewed = rig.app.get(&format!("/sns/oauth2/refresh_token?grant_type=refresh_token&refresh_token={refresh}")).await;
+    let renewed = rig
+        .app
+        .get(&format!("/sns/oauth2/refresh_token?grant_type=refresh_token&refresh_token={refresh}"))
+        .await;
     renewed.assert_ok();
     let target = rig.last_call().target;
     assert!(target.ends_with(&format!("&appid={APPID}")) && !target.contains(DEFAULT_SECRET), "{target}");
@@ -55,7 +60,9 @@ async fn a_refused_user_token_is_the_users_affair_and_costs_no_fetch() {
 async fn a_login_gets_appid_and_secret_and_loses_the_placeholder() {
     let rig = Rig::tls(&[]).await;
     let expected = |code: &str| {
-        format!("/sns/jscode2session?js_code={code}&grant_type=authorization_code&appid={APPID}&secret={DEFAULT_SECRET}")
+        format!(
+            "/sns/jscode2session?js_code={code}&grant_type=authorization_code&appid={APPID}&secret={DEFAULT_SECRET}"
+        )
     };
     for (n, query) in [
         "js_code=CODE&grant_type=authorization_code".to_owned(),
@@ -76,7 +83,11 @@ async fn a_login_gets_appid_and_secret_and_loses_the_placeholder() {
     }
     let foreign = rig.app.get("/sns/jscode2session?appid=wxffffffffffffffff&secret=x&js_code=c").await;
     assert_eq!((foreign.status, foreign.errcode()), (200, 40013));
-    assert_eq!(rig.sim.counts().calls_to("/sns/jscode2session"), 6, "an account we do not hold is not asked for");
+    assert_eq!(
+        rig.sim.counts().calls_to("/sns/jscode2session"),
+        6,
+        "an account we do not hold is not asked for"
+    );
     assert_eq!(rig.fetches(), 1);
 }
 
@@ -101,7 +112,9 @@ async fn an_app_that_fetches_a_token_gets_the_placeholder_and_costs_nothing() {
     let rig = Rig::tls(&[]).await;
     let form = format!("grant_type=client_credential&appid={APPID}&secret=whatever");
     let json = |force| {
-        format!(r#"{{"grant_type":"client_credential","appid":"{APPID}","secret":"x","force_refresh":{force}}}"#)
+        format!(
+            r#"{{"grant_type":"client_credential","appid":"{APPID}","secret":"x","force_refresh":{force}}}"#
+        )
     };
     for _ in 0..5 {
         assert_placeholder(&rig.app.get(&format!("/cgi-bin/token?{form}")).await);
@@ -134,7 +147,10 @@ async fn a_wrong_token_request_is_told_what_wechat_would_say() {
         (get(&format!("appid={APPID}&secret=x")).await, 40002),
         (get("").await, 40002),
         (rig.app.get("/cgi-bin/stable_token").await, 43002),
-        (post(r#"{"grant_type":"client_credential","appid":"wxffffffffffffffff","secret":"x"}"#).await, 40013),
+        (
+            post(r#"{"grant_type":"client_credential","appid":"wxffffffffffffffff","secret":"x"}"#).await,
+            40013,
+        ),
         (post(r#"{"grant_type":"client_credential","secret":"x"}"#).await, 41002),
         (post(&format!(r#"{{"grant_type":"client_credential","appid":"{APPID}"}}"#)).await, 41004),
         (post(r#"{"grant_type":"authorization_code"}"#).await, 40002),
@@ -180,7 +196,8 @@ async fn a_path_that_could_mean_a_guarded_one_is_refused() {
 async fn an_odd_path_whose_meaning_is_the_same_goes_as_it_came() {
     let rig = Rig::plain(&[]).await;
     let token = rig.sim.live_token(APPID).unwrap();
-    for path in ["/cgi-bin/menu/%67et", "/cgi-bin/menu//get", "/cgi-bin/x/../menu/get", "/cgi-bin/Menu/Get/"] {
+    for path in ["/cgi-bin/menu/%67et", "/cgi-bin/menu//get", "/cgi-bin/x/../menu/get", "/cgi-bin/Menu/Get/"]
+    {
         rig.app.get(path).await.assert_ok();
         assert_eq!(rig.last_call().target, format!("{path}?access_token={token}"));
     }

@@ -1,12 +1,15 @@
 //! How the process ends: calls in flight finish, nothing new is taken, the grace period is kept, and a killed one
 //! comes back with the token it had.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test fails")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use wechat_sidecar::sim::{DropWhen, Kind, Sim};
 
 use crate::wechat_process::Process;
@@ -59,19 +62,31 @@ async fn a_stop_lets_calls_in_flight_finish_and_takes_no_others() {
 }
 
 #[tokio::test]
-async fn an_idle_sidecar_with_open_connections_stops_at_once() {
+async fn a_stop_does_not_wait_for_connections_without_a_call() {
     let wechat = Wechat::plain().await;
     let process = Process::ready(&wechat, &["--grace-period", "1h"]).await;
-    process.app.message("kept alive").await.assert_ok();
-    let mut silent = TcpStream::connect(process.addresses.proxy).await.unwrap();
-    let mut half = TcpStream::connect(process.addresses.proxy).await.unwrap();
-    half.write_all(b"POST /cgi-bin/menu/create HTT").await.unwrap();
+    // None of these ever closes its end: one that was used, one that never was, two with half a head.
+    let mut open = Vec::new();
+    for (whole, half) in
+        [(true, ""), (false, ""), (true, "POST /cgi"), (false, "POST /cgi-bin/menu/create HTT")]
+    {
+        let mut connection = TcpStream::connect(process.addresses.proxy).await.unwrap();
+        if whole {
+            connection.write_all(b"GET /cgi-bin/user/get HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            assert!(connection.read(&mut [0; 4096]).await.unwrap() > 100);
+        }
+        connection.write_all(half.as_bytes()).await.unwrap();
+        open.push(connection);
+    }
+    let started = Instant::now();
     process.signal("-TERM");
     let (status, log) = process.end().await;
     assert_eq!(status.code(), Some(0), "{log}");
-    for connection in [&mut silent, &mut half] {
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    for mut connection in open {
         let mut left = Vec::new();
         let _ = within("the connection is closed", connection.read_to_end(&mut left)).await;
+        assert_eq!(left, b"");
     }
 }
 
