@@ -166,8 +166,9 @@ class App:
         self.home.mkdir(exist_ok=True)
         (self.home / "picture.jpg").write_bytes(b"\xff\xd8\xff\xe0" + secrets.token_bytes(300_000))
         self.picture = (self.home / "picture.jpg").read_bytes()
+        # Python without what the machine has installed: the recipe has to name all it needs.
         python = (folder / "requirements.txt").exists()
-        runner = [sys.executable, "-B", str(HERE / "steps.py")] if python else ["node", str(HERE / "steps.js")]
+        runner = [sys.executable, "-B", "-I", "-S", str(HERE / "steps.py")] if python else ["node", str(HERE / "steps.js")]
         home = str(self.home)
         self.errors = open(self.home / "stderr.txt", "w+")
         self.process = subprocess.Popen(
