@@ -11,6 +11,7 @@
 
 pub mod answer;
 pub mod call;
+pub mod chronic;
 pub mod credential;
 pub mod inject;
 pub mod inspect;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
+use crate::proxy::chronic::Chronic;
 use crate::proxy::inspect::{Inspector, Verdict};
 use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
@@ -38,7 +40,7 @@ use crate::proxy::route::{Action, Route, Routes, SecretForm};
 use crate::proxy::upstream::{NotAnswered, Reply, Upstream};
 use crate::server::{Connection, Handler};
 use crate::token::Token;
-use crate::token::keeper::Refresh;
+use crate::token::keeper::{Refresh, Refusal};
 
 /// The limits of a call.
 #[derive(Clone, Debug)]
@@ -60,6 +62,7 @@ pub struct Proxy {
     limits: Limits,
     token_wait: Duration,
     host: HeaderValue,
+    chronic: Chronic,
 }
 
 /// What became of a call: WeChat's answer, or one of ours.
@@ -96,7 +99,7 @@ impl Proxy {
             budget,
         };
         let host = upstream.config().origin.host_header();
-        Self { routes, upstream, limits, token_wait: config.token_wait, host }
+        Self { routes, upstream, limits, token_wait: config.token_wait, host, chronic: Chronic::default() }
     }
 
     /// The way to WeChat, for the sweep of idle connections.
@@ -157,12 +160,10 @@ impl Proxy {
 
         // inspect: did WeChat refuse the token?
         let Some(token) = token else { return Ok(answered(reply, mask, record)) };
-        let refused = match self.inspect(&mut reply, record).await? {
+        let refused = match self.inspect(&route, &mut reply, record).await? {
             Verdict::Refused(errcode) => errcode,
             Verdict::Clean | Verdict::Undecided => {
-                if reply.head.status == StatusCode::OK {
-                    token.mark_accepted();
-                }
+                self.accepted(&route, &token, &reply);
                 call.let_go();
                 return Ok(answered(reply, mask, record));
             }
@@ -171,7 +172,9 @@ impl Proxy {
 
         // refresh: it names the token that was refused, whether this call can go again or not.
         let asked_at = Instant::now();
-        let refresh = route.account.keeper().refresh(&token, refused, self.token_wait).await;
+        let (appid, path) = (route.account.appid(), route.target.path());
+        let refusal = Refusal { errcode: refused, chronic: self.chronic.has(appid, path) };
+        let refresh = route.account.keeper().refresh(&token, refusal, self.token_wait).await;
         record.token_wait += asked_at.elapsed();
         let fresh = match refresh {
             Refresh::Another(fresh) | Refresh::Same(fresh) => fresh,
@@ -195,10 +198,9 @@ impl Proxy {
         let target = credential::write(&route, Some(&fresh))?;
         match self.forward(&call, target, record).await {
             Ok(mut second) => {
-                if matches!(self.inspect(&mut second, record).await?, Verdict::Clean)
-                    && second.head.status == StatusCode::OK
-                {
-                    fresh.mark_accepted();
+                match self.inspect(&route, &mut second, record).await? {
+                    Verdict::Refused(_) => self.chronic.add(appid, path),
+                    Verdict::Clean | Verdict::Undecided => self.accepted(&route, &fresh, &second),
                 }
                 Ok(answered(second, mask, record))
             }
@@ -206,6 +208,14 @@ impl Proxy {
             Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, mask, record)),
             // It may have taken effect: the refusal would be a lie, and the app's own retry a second message.
             Err(NotAnswered { failure, .. }) => Err(failure),
+        }
+    }
+
+    /// WeChat answered a call with `token` otherwise than by refusing it. Only a 200 says that it looked.
+    fn accepted(&self, route: &Route<'_>, token: &Token, reply: &Reply) {
+        if reply.head.status == StatusCode::OK {
+            token.mark_accepted();
+            self.chronic.remove(route.account.appid(), route.target.path());
         }
     }
 
@@ -246,7 +256,12 @@ impl Proxy {
     }
 
     /// Looks at no more of the reply than it takes to know that it is no refusal.
-    async fn inspect(&self, reply: &mut Reply, record: &mut Record) -> Result<Verdict, Failure> {
+    async fn inspect(
+        &self,
+        route: &Route<'_>,
+        reply: &mut Reply,
+        record: &mut Record,
+    ) -> Result<Verdict, Failure> {
         if !inspect::can_be_refusal(reply.body.size_hint().exact(), &reply.head.headers) {
             return Ok(Verdict::Clean);
         }
@@ -258,7 +273,12 @@ impl Proxy {
                     Verdict::Undecided => {}
                     decided => break decided,
                 },
-                Ok(None) => break inspector.finish(),
+                Ok(None) => match inspector.finish() {
+                    Verdict::Clean if route.target.path().starts_with(inspect::DEVICE) => {
+                        break inspect::base_resp(&reply.body.looked_at());
+                    }
+                    verdict => break verdict,
+                },
                 // Nothing has gone to the app yet, so it can be told properly.
                 Err(cut) => return Err(cut.0),
             }

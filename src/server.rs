@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
 use crate::server::entry::{Entry, Opened};
@@ -80,6 +80,7 @@ pub struct Connection(Rc<State>);
 struct State {
     requests: Cell<u64>,
     reset: Cell<bool>,
+    draining: Cell<bool>,
     tls: Cell<bool>,
 }
 
@@ -175,13 +176,17 @@ pub async fn serve<H: Handler>(
     };
     let mut draining = phase.clone();
     let mut draining = pin!(async move { draining.wait_for(|&phase| phase >= Phase::Drain).await.is_ok() });
+    let mut starved = false;
     loop {
         tokio::select! {
             biased;
             _ = &mut draining => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => take(&mut connections, stream),
-                Err(error) => accept_failed(&error).await,
+                Ok((stream, _)) => {
+                    starved = false;
+                    take(&mut connections, stream);
+                }
+                Err(error) => accept_failed(&error, &mut starved).await,
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
@@ -210,12 +215,15 @@ async fn try_accept(listener: &TcpListener) -> Option<io::Result<(TcpStream, Soc
 
 /// A connection that was gone before it was taken is no news. Anything else is mostly a lack of file descriptors,
 /// which ends when a connection does: wait instead of spinning.
-async fn accept_failed(error: &io::Error) {
+async fn accept_failed(error: &io::Error, starved: &mut bool) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
         return;
     }
-    tracing::warn!(%error, "a connection cannot be accepted; trying again in 100 ms (raise the limit on open files if this stays)");
+    // Once, until one is accepted again: this comes ten times a second.
+    if !std::mem::replace(starved, true) {
+        tracing::warn!(%error, "connections cannot be accepted; trying again every 100 ms (raise the limit on open files if this stays)");
+    }
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
@@ -276,25 +284,25 @@ async fn serve_connection<S: Wire, H: Handler>(
         outcome = &mut serving => Some(outcome),
         _ = phase.wait_for(|&phase| phase >= Phase::Drain) => None,
     };
-    let outcome = match outcome {
-        Some(outcome) => outcome,
-        None => {
-            let told = if connection.0.requests.get() == 0 {
-                // Just accepted: its first request may be on the way or in the socket already.
-                tokio::time::timeout(LAST_CALL, first_request(&mut serving, &connection)).await.ok().flatten()
-            } else {
-                // What the kernel holds for us is a call that was made before we said no.
-                tokio::task::yield_now().await;
-                None
-            };
-            match told {
-                Some(outcome) => outcome,
-                None => {
-                    serving.as_mut().graceful_shutdown();
-                    serving.await
-                }
-            }
+    let outcome = 'served: {
+        if let Some(outcome) = outcome {
+            break 'served outcome;
         }
+        connection.0.draining.set(true);
+        if connection.0.requests.get() == 0 {
+            // Just accepted: its first request may be on the way or in the socket already. One that has not
+            // come whole by then is no call in flight, and hyper would wait for the rest of its head.
+            match tokio::time::timeout(LAST_CALL, first_request(&mut serving, &connection)).await {
+                Ok(Some(outcome)) => break 'served outcome,
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        } else {
+            // What the kernel holds for us is a call that was made before we said no.
+            tokio::task::yield_now().await;
+        }
+        serving.as_mut().graceful_shutdown();
+        serving.await
     };
     if let Err(error) = outcome {
         // Mostly an app that went away, or a head that is not HTTP, which hyper has answered with 400 or 431.
@@ -331,12 +339,38 @@ impl std::fmt::Display for Chain<'_> {
 /// with unread bytes makes the kernel send a reset, which takes the reply (a 413, say) out of the app's hands.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// While draining, an app that sends nothing for this long has nothing on the way. Many pools keep their end of an
+/// idle connection open until they want to use it, and a stop must not wait for them.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// The app's socket: lingers when it closes, or resets if the handler asked for it.
 #[derive(Debug)]
 struct AppSocket<S: Wire> {
     stream: S,
     connection: Connection,
-    lingering: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Lingering>,
+}
+
+/// How long an app that has been told goodbye is still listened to.
+#[derive(Debug)]
+struct Lingering {
+    end: Pin<Box<Sleep>>,
+    latest: Instant,
+    /// Whether the end was brought nearer because a drain has begun.
+    hurried: bool,
+}
+
+impl Lingering {
+    fn new() -> Self {
+        let latest = Instant::now() + LINGER;
+        Self { end: Box::pin(tokio::time::sleep_until(latest)), latest, hurried: false }
+    }
+
+    /// From now on only as long as the app goes on sending.
+    fn hurry(&mut self) {
+        self.hurried = true;
+        self.end.as_mut().reset(self.latest.min(Instant::now() + QUIET));
+    }
 }
 
 impl<S: Wire> AppSocket<S> {
@@ -415,21 +449,29 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
             // A clean end of stream is what the reset is there to prevent.
             return Poll::Ready(Ok(()));
         }
+        let draining = this.connection.0.draining.get();
         let lingering = match &mut this.lingering {
             Some(lingering) => lingering,
             none => {
                 ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                none.insert(Box::pin(tokio::time::sleep(LINGER)))
+                none.insert(Lingering::new())
             }
         };
-        if lingering.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Ok(()));
+        if draining && !lingering.hurried {
+            lingering.hurry();
         }
         let mut scratch = [0; 4096];
         loop {
+            if lingering.end.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             let mut buf = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => {}
+                Ok(()) if !buf.filled().is_empty() => {
+                    if draining {
+                        lingering.hurry();
+                    }
+                }
                 // The app has closed, too, or is gone.
                 _ => return Poll::Ready(Ok(())),
             }

@@ -83,7 +83,7 @@ export WECHAT_SIDECAR_SECRET=0123456789abcdef0123456789abcdef
   --ca-dir "$work/ca" --tls-listen 127.0.0.1:0 --log trace --log-format json > "$work/run" 2> "$work/run.log" &
 run=$!
 pids+=("$run")
-until_found '"listen":"' "$work/run.log"
+until_found "\"tls_listen\":\"" "$work/run.log"
 proxy="$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/run.log")"
 admin="$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/run.log")"
 tls="$(sed -n 's/.*"tls_listen":"\([^"]*\)".*/\1/p' "$work/run.log")"

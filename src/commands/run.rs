@@ -19,6 +19,11 @@ pub(super) async fn run(config: Config) -> u8 {
             return 1;
         }
     };
+    // A call takes two files, and many systems start a process with 1024; the hard limit is what it may have.
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "files that may be open"),
+        Err(error) => tracing::debug!(%error, "the limit on open files stays as it is"),
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -33,15 +38,15 @@ pub(super) async fn run(config: Config) -> u8 {
         }
     };
     let addresses = app.addresses();
-    if let Some(tls) = addresses.tls {
-        tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
-    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %addresses.proxy,
         admin = %addresses.admin,
         "serving; point the app's WeChat base URL at http://{}", addresses.proxy
     );
+    if let Some(tls) = addresses.tls {
+        tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
+    }
     let stop = async {
         shutdown.requested().await;
     };

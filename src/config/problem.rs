@@ -113,8 +113,12 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A value in quotes, short, without control characters, without what may be a password in a URL.
+/// A value in quotes, short, without control characters, without what may be a password in a URL or an AppSecret (32
+/// hex digits) that was pasted into the wrong setting.
 pub(super) fn shown(text: &str) -> String {
+    if text.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() >= 32) {
+        return "\"***\"".to_owned();
+    }
     let mut text = text.to_owned();
     if let (Some(scheme), Some(at)) = (text.find("://"), text.rfind('@'))
         && scheme + 3 <= at
@@ -137,6 +141,7 @@ mod tests {
         assert_eq!(shown("a\n\u{1b}[31m"), "\"a\\n\\u{1b}[31m\"");
         assert_eq!(shown("redis://me:hunter2@host/0"), "\"redis://***@host/0\"");
         assert_eq!(shown("https://a:p@ss@host"), "\"https://***@host\"");
+        assert_eq!(shown("https://0123456789abcdef0123456789abcdef"), "\"***\"");
         assert_eq!(shown(&"x".repeat(5000)).chars().count(), 103);
     }
 

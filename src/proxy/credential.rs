@@ -80,12 +80,16 @@ fn param<'a>(target: &'a PathAndQuery, name: &str) -> Option<Cow<'a, str>> {
     form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
-/// A user's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
+/// A token that calls of their own kind bring along.
+const COMPONENT_TOKEN: &str = "component_access_token";
+
+/// A user's or a component's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
 fn strip_placeholder(target: &PathAndQuery) -> Result<PathAndQuery, InjectError> {
+    let names = [ACCESS_TOKEN, COMPONENT_TOKEN];
     let query = target.query().unwrap_or_default();
     let placeholder = form_urlencoded::parse(query.as_bytes())
-        .any(|(name, value)| name == ACCESS_TOKEN && account::is_placeholder(&value));
-    if placeholder { inject::strip(target, &[ACCESS_TOKEN]) } else { Ok(target.clone()) }
+        .any(|(name, value)| names.contains(&&*name) && account::is_placeholder(&value));
+    if placeholder { inject::strip(target, &names) } else { Ok(target.clone()) }
 }
 
 /// Writes the secret into a JSON body that names an appid or a secret. Any other body stays as it came, and the
@@ -279,6 +283,8 @@ mod tests {
         let placeholder = account::idle(OURS, "12345678").placeholder().to_owned();
         let target = format!("/sns/userinfo?access_token={placeholder}&openid=o");
         assert_eq!(written(&target).as_deref(), Ok("/sns/userinfo?openid=o"));
+        let target = format!("/cgi-bin/component/x?component_access_token={placeholder}&a=1");
+        assert_eq!(written(&target).as_deref(), Ok("/cgi-bin/component/x?a=1"));
         let component = "/cgi-bin/component/api_query_auth?component_access_token=c";
         assert_eq!(written(component).as_deref(), Ok(component));
     }

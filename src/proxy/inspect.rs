@@ -44,6 +44,19 @@ pub fn can_be_refusal(content_length: Option<u64>, headers: &HeaderMap) -> bool 
         })
 }
 
+/// The refusal in a whole reply of the device interfaces, which nest their `errcode` one level down, in `base_resp`
+/// (`wechat-api.md` 3.3). Only there: elsewhere a nested `errcode` is a word about something else.
+#[must_use]
+pub fn base_resp(body: &[u8]) -> Verdict {
+    let reply: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let errcode = &reply["base_resp"]["errcode"];
+    let errcode = errcode.as_i64().or_else(|| errcode.as_str()?.trim().parse().ok());
+    errcode.filter(|code| REFUSALS.contains(code)).map_or(Verdict::Clean, Verdict::Refused)
+}
+
+/// The paths of the device interfaces.
+pub const DEVICE: &str = "/device/";
+
 /// Judges one reply body, however it is cut.
 #[derive(Clone, Debug)]
 pub struct Inspector {

@@ -250,9 +250,16 @@ impl Upstream {
         let origin = &self.config.origin;
         let mut connector = self.connector.clone();
         let tcp = connector.call(self.address.clone()).await.map_err(|error| {
+            let why = innermost(&error);
+            // The system's words for EMFILE and ENFILE: the trouble is on this side then.
+            let remedy = if why.contains("Too many open files") {
+                "Raise the limit on open files of this process (ulimit -n, LimitNOFILE)"
+            } else {
+                "Check the network, DNS and egress rules"
+            };
             NotAnswered::before_sending(
                 Cause::Connect,
-                format!("no connection to {origin} ({}); nothing was sent. Check the network, DNS and egress rules", innermost(&error)),
+                format!("no connection to {origin} ({why}); nothing was sent. {remedy}"),
             )
         })?;
         // A peer that cannot be told has hung up, which is told below.
@@ -454,6 +461,12 @@ impl ReplyBody {
             Some(Err(cut)) => Err(cut),
             None => Ok(None),
         }
+    }
+
+    /// All that was looked at so far.
+    #[must_use]
+    pub fn looked_at(&self) -> Vec<u8> {
+        self.front.iter().flat_map(|piece| piece.iter().copied()).collect()
     }
 
     /// Ends a request that was answered before it had gone out, together with its connection. Left to itself it

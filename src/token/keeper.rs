@@ -34,8 +34,8 @@ pub enum Reason {
     Reject {
         /// The token the call went out with.
         refused: Token,
-        /// What WeChat called it: 40001, 40014 or 42001.
-        errcode: i64,
+        /// What WeChat said.
+        refusal: Refusal,
     },
     /// There is another AppSecret.
     SecretChange,
@@ -48,13 +48,23 @@ impl fmt::Display for Reason {
         match self {
             Self::Startup => f.write_str("startup"),
             Self::Ahead => f.write_str("ahead of its end"),
-            Self::Reject { refused, errcode } => {
-                write!(f, "{} was refused with {errcode}", refused.fingerprint())
+            Self::Reject { refused, refusal } => {
+                write!(f, "{} was refused with {}", refused.fingerprint(), refusal.errcode)
             }
             Self::SecretChange => f.write_str("the secret changed"),
             Self::Operator => f.write_str("an operator asked"),
         }
     }
+}
+
+/// What WeChat said of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// 40001, 40014 or 42001.
+    pub errcode: i64,
+    /// Whether a new token did not help the last call of this kind. Such a refusal says little about the token: it
+    /// waits for the breaker, while any other is news and has its fetch at once, within the budget.
+    pub chronic: bool,
 }
 
 /// What became of a refusal.
@@ -201,9 +211,9 @@ impl TokenKeeper {
         state.live_token().ok_or_else(|| self.unavailable(&state, stopped))
     }
 
-    /// WeChat refused `refused` with `errcode`: gets another token, or says why there is none, within `wait`.
-    pub async fn refresh(&self, refused: &Token, errcode: i64, wait: Duration) -> Refresh {
-        self.ask(Reason::Reject { refused: refused.clone(), errcode }, wait).await
+    /// WeChat refused `refused`: gets another token, or says why there is none, within `wait`.
+    pub async fn refresh(&self, refused: &Token, refusal: Refusal, wait: Duration) -> Refresh {
+        self.ask(Reason::Reject { refused: refused.clone(), refusal }, wait).await
     }
 
     /// Has one fetch made whatever the backoff says, within the budget: for a secret that changed and for a person.
@@ -364,8 +374,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     /// Ends a round: when the next one is, and what those who waited are told.
     fn settle(&mut self, reason: Reason, renewed: Result<Refresh, FetchError>) {
-        if matches!(reason, Reason::Reject { .. }) {
-            self.refusals.end();
+        if matches!(reason, Reason::Reject { refusal: Refusal { chronic: true, .. }, .. }) {
+            self.refusals.end(matches!(renewed, Ok(Refresh::Same(_))));
         }
         let (wait, failure) = match renewed {
             Ok(brought) => {
@@ -411,11 +421,14 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             (_, Reason::SecretChange) => return Some(ask),
             // A round has ended since it was made, which makes it one of those who waited for that round.
             _ if ask.rounds < rounds => self.answer.clone(),
-            (_, Reason::Reject { refused, errcode }) => match self.why_not(refused) {
+            (_, Reason::Reject { refused, refusal }) => match self.why_not(refused, *refusal) {
                 Some(why) => Refresh::No(why),
                 None => {
+                    let Refusal { errcode, chronic } = *refusal;
                     tracing::info!(appid = %self.appid, token = %refused.fingerprint(), errcode, "WeChat refused the token");
-                    self.refusals.begin(refused);
+                    if chronic {
+                        self.refusals.begin(refused);
+                    }
                     return Some(ask);
                 }
             },
@@ -427,11 +440,14 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     }
 
     /// Why a refusal of `refused` may not have a fetch now.
-    fn why_not(&self, refused: &Token) -> Option<String> {
+    fn why_not(&self, refused: &Token, refusal: Refusal) -> Option<String> {
         let state = self.state.borrow();
         if let Some(failure) = &state.failure {
             let next = state.next_at.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
             return Some(format!("{}; next attempt in {next} s", failure.sentence));
+        }
+        if !refusal.chronic {
+            return None;
         }
         let wait = self.refusals.wait(refused);
         (state.live_token().is_some() && !wait.is_zero()).then(|| {

@@ -345,6 +345,9 @@ impl Client {
                 "no connection to {origin} within {:?}; check DNS, the firewall and the way out of this network",
                 self.connect_timeout
             ),
+            (true, false) if is_distrust(&error) => format!(
+                "no trusted connection to {origin} ({because}); check the clock and upstream; if a company proxy or a test upstream signs with its own CA, name it in upstream_ca_file"
+            ),
             (true, false) => format!(
                 "no connection to {origin} ({because}); check DNS, the firewall, the clock and upstream"
             ),
@@ -357,6 +360,20 @@ impl Client {
             }
         })
     }
+}
+
+/// Whether the connection came about, but TLS on it did not.
+fn is_distrust(error: &reqwest::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return true;
+        }
+        // An io::Error made from another is no link of its own in the chain: its source is the other's.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = held.map(|held| held as _).or_else(|| error.source());
+    }
+    false
 }
 
 fn innermost(error: &reqwest::Error) -> String {

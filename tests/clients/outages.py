@@ -10,7 +10,7 @@ import time
 import uuid
 from urllib.parse import urlsplit
 
-from rig import OwnWeChat, Sidecar, Simulator, check, equal, known, received
+from rig import OwnWeChat, Sidecar, Simulator, check, equal, received
 
 SEND = "/cgi-bin/message/custom/send"
 BODY = b'{"touser":"oAbc"}'
@@ -191,7 +191,7 @@ def two_rotations_within_one_call():
         while time.monotonic() < until:
             told.append(int(call(sidecar.base)[2]["errcode"]))
             time.sleep(0.1)
-        known("two rotations within one call: the next calls do not notice", set(told) == {0}, "only 0", told)
+        check("two rotations within one call: the next calls do not notice", set(told) == {0}, "only 0", told)
         equal("two rotations within one call: after 2.5 s it is over", told[-1], 0)
 
 
@@ -205,7 +205,7 @@ def rid_get(upstream):
         # Not by call(): what comes back is no proof against the other routes.
         reply = connection.getresponse().read().decode()
         leaked = [token for token in upstream.tokens() if token in reply]
-        known("rid/get does not show the app its token", not leaked, "no token", "a live token in request_url")
+        check("rid/get does not show the app its token", not leaked, "no token", "a live token in request_url")
 
 
 with Simulator() as simulator:

@@ -452,16 +452,18 @@ async fn a_call_in_flight_through_tls_finishes_when_told_to_stop() {
     let gate = Gate::new();
     let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{\"errcode\":0}".to_vec();
     let held = || vec![Step::ReadBody, Step::Wait(gate.clone()), Step::Say(ok.clone())];
-    let upstream = RawUpstream::playing([held(), held()]).await;
+    let upstream = RawUpstream::start().await;
     let sidecar = Open::before(&upstream).await;
     let (mut tunnel, mut host) = (sidecar.tunnel().await, sidecar.host().await);
     let mut idle = sidecar.host().await;
+    is_ok(idle.call(CALL).await);
+    upstream.play([held(), held()]);
     // Not even begun: they must not hold up the stop.
     let _silent = Client::connect(sidecar.addresses.tls.unwrap()).await;
     let _half = Client::connect(sidecar.addresses.proxy).await.send("CONNECT api").await;
     tunnel.send(CALL).await;
     host.send(CALL).await;
-    upstream.until("both calls", |log| log.seen.len() == 2).await;
+    upstream.until("both calls", |log| log.seen.len() == 3).await;
     let (proxy, tls) = (sidecar.addresses.proxy, sidecar.addresses.tls.unwrap());
     let stopping = tokio::spawn(sidecar.stopped());
     within("the listeners' end", async {

@@ -1,9 +1,8 @@
-//! The whole sidecar against apps and upstreams that speak bytes. The hostile half: requests and replies as they
+//! The whole sidecar, one binary of tests, a module a subject. `wechat_*` has it as its users do, in front of a
+//! simulated WeChat; the others put it against apps and upstreams that speak bytes: requests and replies as they
 //! should not be, and what must come through unchanged.
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test is a failed test")]
-
-mod rig;
 
 mod bad_bodies;
 mod bad_heads;
@@ -13,5 +12,20 @@ mod forwarding;
 mod replay;
 mod replay_limits;
 mod replies;
+mod rig;
 mod upstream_cuts;
 mod upstream_fails;
+mod wechat_accounts;
+mod wechat_calls;
+mod wechat_classic;
+mod wechat_commands;
+mod wechat_economy;
+mod wechat_fleet;
+mod wechat_herd;
+mod wechat_outage;
+mod wechat_process;
+mod wechat_refusals;
+mod wechat_rig;
+mod wechat_routes;
+mod wechat_secrecy;
+mod wechat_stop;

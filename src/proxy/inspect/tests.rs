@@ -343,3 +343,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn device_interfaces_nest_their_errcode_in_base_resp() {
+    let refused = br#"{"base_resp":{"errcode":42001,"errmsg":"access_token expired"},"resp_msg":{}}"#;
+    assert_eq!(base_resp(refused), Verdict::Refused(42001));
+    assert_eq!(base_resp(br#"{"base_resp":{"errcode":"40001"}}"#), Verdict::Refused(40001));
+    for other in [&br#"{"base_resp":{"errcode":0}}"#[..], br#"{"data":{"errcode":40001}}"#, b"", b"[]", b"{"]
+    {
+        assert_eq!(base_resp(other), Verdict::Clean);
+    }
+}

@@ -45,9 +45,14 @@ impl Backoff {
 /// The first wait after a fetch that did not help.
 const FIRST_REFUSAL_WAIT: Duration = Duration::from_secs(2);
 
-/// The breaker on refusals: a fetch helps when what it brings is accepted. While it does not (the very same token
-/// comes back, or the new one is refused before it was ever accepted), the next refusal waits 2 s, 4 s, 8 s ...
-/// for its fetch, up to the pace's `refusal_wait`. Where WeChat accepted the token in between, there is no wait at all: someone else voids it.
+/// Fetches in a row that bring another token, refused before it was ever accepted, until the breaker closes. When
+/// someone else fetches at the same time as we do, one of the two tokens is dead on arrival; five are no accident.
+const FREE_FETCHES: u32 = 5;
+
+/// The breaker on refusals: a fetch helps when what it brings is accepted. While it does not, the next refusal waits
+/// 2 s, 4 s, 8 s ... for its fetch, up to the pace's `refusal_wait`: from the first time on where the very same token
+/// came back, and after [`FREE_FETCHES`] where there was another each time. Where WeChat accepted the token in
+/// between, there is no wait at all: someone else voids it.
 pub(super) struct Refusals {
     longest: Duration,
     last: Option<Token>,
@@ -78,10 +83,14 @@ impl Refusals {
         self.last = Some(token.clone());
     }
 
-    /// It ended.
-    pub(super) fn end(&mut self) {
-        let doubled = FIRST_REFUSAL_WAIT.saturating_mul(2_u32.saturating_pow(self.streak.saturating_sub(1)));
-        self.closed_until = Some(Instant::now() + doubled.min(self.longest));
+    /// It ended, and brought the `same` token or another.
+    pub(super) fn end(&mut self, same: bool) {
+        let unhelpful = if same { self.streak } else { self.streak.saturating_sub(FREE_FETCHES) };
+        let wait = match unhelpful {
+            0 => Duration::ZERO,
+            n => FIRST_REFUSAL_WAIT.saturating_mul(2_u32.saturating_pow(n - 1)).min(self.longest),
+        };
+        self.closed_until = Some(Instant::now() + wait);
     }
 
     /// Whether WeChat took this token at some time since the last refusal.
@@ -187,31 +196,31 @@ mod tests {
             assert_eq!(refusals.wait(&same), secs(expected));
             advance(secs(expected)).await;
             refusals.begin(&same);
-            refusals.end();
+            refusals.end(true);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn tokens_that_are_never_accepted_wait_longer_and_longer_and_accepted_ones_not_at_all() {
         let mut refusals = Refusals::new(&pace(1, 1));
-        for (n, expected) in [0, 2, 4, 8].into_iter().enumerate() {
+        for (n, expected) in [0, 0, 0, 0, 0, 0, 2, 4, 8].into_iter().enumerate() {
             let fresh = token(&format!("t{n}"), 7200);
             assert_eq!(refusals.wait(&fresh), secs(expected));
             advance(secs(expected)).await;
             refusals.begin(&fresh);
-            refusals.end();
+            refusals.end(false);
         }
         for n in 0..100 {
             let good = token(&format!("good{n}"), 7200);
             good.mark_accepted();
             assert_eq!(refusals.wait(&good), Duration::ZERO);
             refusals.begin(&good);
-            refusals.end();
+            refusals.end(false);
         }
         // An hour later the streak is forgotten.
         advance(secs(3600)).await;
         refusals.begin(&token("x", 7200));
-        refusals.end();
+        refusals.end(true);
         assert_eq!(refusals.wait(&token("y", 7200)), secs(2));
     }
 

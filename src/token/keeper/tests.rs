@@ -16,6 +16,9 @@ const WAIT: Duration = Duration::from_secs(2);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
+/// The kind of refusal that has to wait for the breaker.
+const CHRONIC: Refusal = Refusal { errcode: 40001, chronic: true };
+
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -273,11 +276,11 @@ async fn a_rotation_by_someone_else_costs_one_fetch_and_is_counted() {
     old.mark_accepted();
     sleep(secs(1800)).await;
     wechat.with(Rules::rotate);
-    assert_eq!(another(keeper.refresh(&old, 40001, WAIT).await).expose(), "TOKEN_2");
+    assert_eq!(another(keeper.refresh(&old, CHRONIC, WAIT).await).expose(), "TOKEN_2");
     assert_eq!(wechat.fetches(), 2);
     assert_eq!(keeper.status().foreign_rotations, 1);
     // One who is late, and names the old token, gets the new one for nothing.
-    assert_eq!(another(keeper.refresh(&old, 42001, WAIT).await).expose(), "TOKEN_2");
+    assert_eq!(another(keeper.refresh(&old, CHRONIC, WAIT).await).expose(), "TOKEN_2");
     assert_eq!(wechat.fetches(), 2);
     assert_eq!(keeper.status().foreign_rotations, 1);
 }
@@ -288,7 +291,7 @@ async fn a_token_refused_in_its_last_minutes_is_nobodys_fault() {
     let (keeper, _worker) = wechat.kept();
     let old = keeper.token(WAIT).await.unwrap();
     sleep_until(old.expires_at() - secs(299)).await;
-    another(keeper.refresh(&old, 42001, WAIT).await);
+    another(keeper.refresh(&old, CHRONIC, WAIT).await);
     assert_eq!(keeper.status().foreign_rotations, 0);
 }
 
@@ -329,7 +332,7 @@ async fn each_kind_of_failure_has_its_own_schedule() {
         let end = Instant::now() + DAY + secs(60);
         while Instant::now() < end {
             assert!(keeper.token(WAIT).await.unwrap_err().message.contains(&error.sentence));
-            no(keeper.refresh(&refused, 40001, WAIT).await);
+            no(keeper.refresh(&refused, CHRONIC, WAIT).await);
             sleep(secs(7)).await;
         }
         let errcode = error.errcode;
@@ -352,7 +355,7 @@ async fn a_thousand_refusals_are_one_fetch() {
         let (keeper, old) = (keeper.clone(), old.clone());
         calls.spawn(async move {
             sleep(Duration::from_millis(n % 60)).await;
-            keeper.refresh(&old, 40001, WAIT).await
+            keeper.refresh(&old, CHRONIC, WAIT).await
         });
     }
     for refresh in calls.join_all().await {
@@ -371,7 +374,7 @@ async fn those_who_waited_for_one_fetch_hear_the_same() {
         let mut calls = JoinSet::new();
         for _ in 0..3000 {
             let (keeper, token) = (keeper.clone(), token.clone());
-            calls.spawn(async move { keeper.refresh(&token, 40001, WAIT).await });
+            calls.spawn(async move { keeper.refresh(&token, CHRONIC, WAIT).await });
         }
         calls.join_all()
     };
@@ -398,7 +401,7 @@ async fn the_same_token_refused_for_an_hour_costs_a_few_fetches() {
     let (mut same, mut refused) = (0, 0);
     while began.elapsed() < HOUR {
         let asked = Instant::now();
-        match keeper.refresh(&token, 40001, WAIT).await {
+        match keeper.refresh(&token, CHRONIC, WAIT).await {
             Refresh::Same(_) => same += 1,
             Refresh::No(why) => {
                 assert_eq!(asked.elapsed(), Duration::ZERO, "a closed breaker answers at once");
@@ -417,18 +420,42 @@ async fn the_same_token_refused_for_an_hour_costs_a_few_fetches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_that_is_news_does_not_wait_for_the_breaker_but_for_the_budget() {
+    let wechat = WeChat::stable();
+    let (keeper, _worker) = wechat.kept();
+    let token = keeper.token(WAIT).await.unwrap();
+    token.mark_accepted();
+    // One kind of call is refused for ever: the breaker closes on it...
+    assert_eq!(keeper.refresh(&token, CHRONIC, WAIT).await, Refresh::Same(token.clone()));
+    no(keeper.refresh(&token, CHRONIC, WAIT).await);
+    // ...and then someone else voids the token, which another kind of call learns.
+    wechat.with(Rules::rotate);
+    no(keeper.refresh(&token, CHRONIC, WAIT).await);
+    let news = Refusal { chronic: false, ..CHRONIC };
+    let next = another(keeper.refresh(&token, news, WAIT).await);
+    assert_eq!(another(keeper.refresh(&token, CHRONIC, WAIT).await), next, "now both have it");
+    // Should all calls be news and all be refused, the budget holds.
+    let began = Instant::now();
+    while began.elapsed() < secs(60) {
+        keeper.refresh(&next, news, WAIT).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!((150..=165).contains(&wechat.fetches()), "{}: 100 at once, then one a second", wechat.fetches());
+}
+
+#[tokio::test(start_paused = true)]
 async fn new_tokens_that_are_all_refused_cost_a_few_fetches() {
     let wechat = WeChat::classic();
     let (keeper, _worker) = wechat.kept();
     let mut token = keeper.token(WAIT).await.unwrap();
     let began = Instant::now();
     while began.elapsed() < HOUR {
-        if let Refresh::Another(new) = keeper.refresh(&token, 40001, WAIT).await {
+        if let Refresh::Another(new) = keeper.refresh(&token, CHRONIC, WAIT).await {
             token = new;
         }
         sleep(Duration::from_millis(100)).await;
     }
-    assert!((15..=21).contains(&wechat.fetches()), "{}", wechat.fetches());
+    assert!((20..=26).contains(&wechat.fetches()), "{}", wechat.fetches());
 }
 
 #[tokio::test(start_paused = true)]
@@ -438,7 +465,7 @@ async fn a_token_that_is_killed_before_every_call_is_always_replaced_at_once() {
     let mut token = keeper.token(WAIT).await.unwrap();
     for n in 0..500 {
         wechat.with(Rules::rotate);
-        token = another(keeper.refresh(&token, 40001, WAIT).await);
+        token = another(keeper.refresh(&token, CHRONIC, WAIT).await);
         token.mark_accepted();
         assert_eq!(wechat.fetches(), n + 2);
         sleep(secs(1)).await;
@@ -456,12 +483,12 @@ async fn a_slow_fetch_outlives_those_who_gave_up_on_it() {
         rules.latency = secs(8);
     });
     let began = Instant::now();
-    assert!(no(keeper.refresh(&old, 40001, WAIT).await).contains("longer than 2s"));
+    assert!(no(keeper.refresh(&old, CHRONIC, WAIT).await).contains("longer than 2s"));
     assert_eq!(began.elapsed(), WAIT);
     assert_eq!(keeper.current(), Some(old.clone()));
     // A call that goes away while it waits leaves nothing behind.
-    assert!(timeout(secs(1), keeper.refresh(&old, 40001, WAIT)).await.is_err());
-    let patient = another(keeper.refresh(&old, 40001, secs(60)).await);
+    assert!(timeout(secs(1), keeper.refresh(&old, CHRONIC, WAIT)).await.is_err());
+    let patient = another(keeper.refresh(&old, CHRONIC, secs(60)).await);
     assert_eq!(began.elapsed(), secs(8));
     assert_eq!(keeper.current(), Some(patient));
     sleep(secs(60)).await;
@@ -475,11 +502,11 @@ async fn a_refusal_whose_fetch_failed_is_not_forgotten() {
     let old = keeper.token(WAIT).await.unwrap();
     wechat.with(Rules::rotate);
     wechat.fails(busy());
-    assert!(no(keeper.refresh(&old, 40001, WAIT).await).contains("busy"));
+    assert!(no(keeper.refresh(&old, CHRONIC, WAIT).await).contains("busy"));
     let fetches = wechat.fetches();
     let asked = Instant::now();
     assert!(
-        no(keeper.refresh(&old, 40001, WAIT).await).contains("next attempt"),
+        no(keeper.refresh(&old, CHRONIC, WAIT).await).contains("next attempt"),
         "nothing goes past the backoff"
     );
     assert_eq!((wechat.fetches(), asked.elapsed()), (fetches, Duration::ZERO));
@@ -590,7 +617,7 @@ async fn a_keeper_whose_worker_is_gone_hangs_nobody() {
     assert!(worker.await.unwrap_err().is_cancelled());
     while keeper.changed().await {}
     let began = Instant::now();
-    assert!(no(keeper.refresh(&token, 40001, WAIT).await).contains("stopped"));
+    assert!(no(keeper.refresh(&token, CHRONIC, WAIT).await).contains("stopped"));
     assert_eq!(keeper.token(WAIT).await.unwrap(), token, "what lives is still served");
     assert_eq!(began.elapsed(), Duration::ZERO);
     sleep(secs(7200)).await;
@@ -615,7 +642,7 @@ async fn a_keeper_whose_worker_is_gone_hangs_nobody() {
         TokenKeeper::new(AppId::parse("wx1").unwrap(), WeChat::stable(), MemoryStore::new());
     let began = Instant::now();
     keeper.token(WAIT).await.unwrap_err();
-    no(keeper.refresh(&token, 40001, WAIT).await);
+    no(keeper.refresh(&token, CHRONIC, WAIT).await);
     assert_eq!(began.elapsed(), WAIT * 2);
 }
 

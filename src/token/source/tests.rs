@@ -208,6 +208,6 @@ async fn a_closed_port_a_hang_up_and_a_wrong_protocol_are_told_apart() {
         let origin = format!("https://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { listener.accept().await.unwrap().0.write_all(b"no TLS here").await });
         let told = failure(endpoint, &origin).await.sentence;
-        assert!(told.contains("no connection to https://"), "{told}");
+        assert!(told.contains("no trusted connection to https://"), "{told}");
     }
 }

@@ -48,7 +48,7 @@ async fn the_log_tells_a_tokens_life_once_and_never_the_token() {
         sleep(secs(pause)).await;
         token.mark_accepted();
         wechat.with(Rules::rotate);
-        token = another(keeper.refresh(&token, 40001, WAIT).await);
+        token = another(keeper.refresh(&token, CHRONIC, WAIT).await);
     }
     assert_eq!(count("WeChat refused the token"), 3);
     assert_eq!(count("someone else is fetching"), 2);
@@ -56,7 +56,7 @@ async fn the_log_tells_a_tokens_life_once_and_never_the_token() {
 
     // The same again.
     sleep(secs(60)).await;
-    keeper.refresh(&token, 40001, WAIT).await;
+    keeper.refresh(&token, CHRONIC, WAIT).await;
     assert_eq!(count("the same again"), 1);
 
     // An outage of a day is a line every ten minutes, and one more when its kind changes.

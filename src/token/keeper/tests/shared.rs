@@ -72,7 +72,7 @@ async fn replicas_with_one_store_fetch_once_for_all_even_from_the_classic_endpoi
         .iter()
         .map(|(keeper, _)| {
             let keeper = keeper.clone();
-            async move { keeper.refresh(&keeper.current().unwrap(), 40001, WAIT).await }
+            async move { keeper.refresh(&keeper.current().unwrap(), CHRONIC, WAIT).await }
         })
         .collect();
     let mut tokens: Vec<_> = calls.join_all().await.into_iter().map(another).collect();
@@ -93,7 +93,7 @@ async fn the_token_that_was_refused_is_not_adopted_again() {
     wechat.with(Rules::rotate);
     // It is in the store under a longer life than ours.
     store.save(&Token::new(old.expose(), Instant::now(), 2 * HOUR).unwrap()).await.unwrap();
-    assert_eq!(another(keeper.refresh(&old, 40001, WAIT).await).expose(), "TOKEN_2");
+    assert_eq!(another(keeper.refresh(&old, CHRONIC, WAIT).await).expose(), "TOKEN_2");
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +105,7 @@ async fn a_store_that_is_down_or_hangs_costs_no_call() {
         let (keeper, _worker) = wechat.kept_in(store.clone());
         let old = keeper.token(WAIT).await.expect("within the wait of a call");
         wechat.with(Rules::rotate);
-        another(keeper.refresh(&old, 40001, WAIT).await);
+        another(keeper.refresh(&old, CHRONIC, WAIT).await);
         store.is_now(Mood::Well);
         sleep(2 * HOUR).await;
         assert_eq!(store.load().await.unwrap(), keeper.current(), "it is used again when it is well");

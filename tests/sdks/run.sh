@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Real SDKs, unmodified and with a dummy secret, through a sidecar to a simulated WeChat whose tokens keep dying:
+# the recipes of examples/sdks. Argument: the binary. Needs Python 3 (with venv or pip), Node 20, npm, and the
+# registries these are set up with.
+#
+# WAYS chooses how the SDKs reach the sidecar, comma between; today there is base_url.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+binary="$(realpath "${1:?give the binary to test}")"
+recipes="examples/sdks"
+work="$(mktemp -d)"
+check=""
+clean() {
+  if [ -n "$check" ]; then
+    # It ends what it started, then itself.
+    kill -TERM "$check" 2> /dev/null && wait "$check" 2> /dev/null || true
+  fi
+  rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+# No setting of whoever runs this may count.
+for name in $(compgen -e | grep '^WECHAT_' || true); do unset "$name"; done
+
+fail() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+for program in python3 node npm; do
+  command -v "$program" > /dev/null || fail "$program is missing; install it first"
+done
+
+# A Python with pip: the one there is, or one in a virtual environment, for which Debian wants a package of its own.
+python=python3
+if ! python3 -m pip --version > /dev/null 2>&1; then
+  if ! python3 -c 'import ensurepip' 2> /dev/null && [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    echo "Python has neither pip nor venv; installing: python3-venv"
+    apt-get update --quiet --quiet
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --quiet --no-install-recommends python3-venv
+  fi
+  python3 -m venv "$work/venv" > "$work/venv.log" 2>&1 ||
+    fail "Python has neither pip nor venv; install one: sudo apt-get install --yes python3-venv"
+  python="$work/venv/bin/python"
+fi
+
+# python_packages NAME: what the recipe pins and nothing else, in a folder of its own.
+python_packages() {
+  "$python" -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --root-user-action ignore \
+    --target "$work/$1/packages" --requirement "$work/$1/requirements.txt" > "$work/$1.log" 2>&1
+}
+
+node_packages() {
+  npm ci --prefix "$work/$1" --no-audit --no-fund --ignore-scripts > "$work/$1.log" 2>&1
+}
+
+for name in wechatpy werobot co-wechat-api node-easywechat; do
+  cp -r "$recipes/$name" "$work/$name"
+  if [ -f "$work/$name/requirements.txt" ]; then install=python_packages; else install=node_packages; fi
+  "$install" "$name" || { cat "$work/$name.log" >&2; fail "the packages of $name cannot be installed"; }
+  echo "installed the packages of $name"
+done
+
+python3 -B tests/sdks/check.py "$binary" "$work" "${WAYS:-base_url}" &
+check=$!
+code=0
+wait "$check" || code=$?
+check=""
+exit "$code"
