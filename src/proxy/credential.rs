@@ -1,4 +1,4 @@
-//! Where a credential goes: [`write`] puts what a route wants into the query, [`into_body`] puts a secret into the
+//! Where a credential goes: [`write()`] puts what a route wants into the query, [`into_body`] puts a secret into the
 //! JSON body of the one path that takes it there.
 //!
 //! What the app wrote as secret or token is replaced, present or absent; an appid is filled in where it is missing;

@@ -1,4 +1,4 @@
-//! What goes back to the app: a [`Reply`](crate::proxy::upstream::Reply)'s body is WeChat's stream or our own few
+//! What goes back to the app: a [`Reply`]'s body is WeChat's stream or our own few
 //! bytes, and carries the call's record, so that the record closes when the last byte has gone or the app has left.
 
 use std::pin::Pin;
