@@ -150,8 +150,11 @@ impl Proxy {
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
-        if let (Some(mask), Some(token)) = (&mut mask, &token) {
-            mask.add(token);
+        // A call with the secret alone has no token to echo, but the account's may come back from elsewhere.
+        if let (Some(mask), Some(token)) =
+            (&mut mask, token.clone().or_else(|| route.account.keeper().current()))
+        {
+            mask.add(&token);
         }
 
         // inject, forward.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
-# Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python) if it
+# Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node, nginx) if it
 # is missing and you are root. Nothing here asks the network, except cargo for crates and apt for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +48,12 @@ tools() {
   need cc gcc libc6-dev
   need curl curl ca-certificates
   need python3 python3
+  # For clients and SDKs that are not ours, and an upstream that is not ours.
+  need openssl openssl
+  need node nodejs
+  need npm npm
+  need nginx nginx-light
+  python3 -c 'import venv, ensurepip' 2> /dev/null || need python3-venv-is-missing python3-venv
 }
 
 # The demo checks each of its claims itself; here, that it told the whole story and no secret.
@@ -74,6 +80,8 @@ step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
+step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
+step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"
 step "examples" bash tests/examples.sh "$target/release/wechat-sidecar"
 

@@ -21,8 +21,8 @@ pub struct Mask {
     tokens: [Option<Token>; 2],
 }
 
-/// Shorter than any real credential: it would match by chance.
-const SHORTEST: usize = 8;
+/// Real credentials have 32 characters and more; what is shorter than this would match by chance.
+const SHORTEST: usize = 4;
 
 impl Mask {
     /// A mask for the secret of `account`.

@@ -109,14 +109,15 @@ async fn a_slow_app_is_not_a_slow_upstream() {
 
 #[tokio::test]
 async fn an_app_that_leaves_in_the_middle_of_its_body_sends_no_call() {
-    let upstream = RawUpstream::start().await;
-    let sidecar = Sidecar::before(&upstream).await;
     for (why, request, most) in [
         ("with a length", post("Content-Length: 10\r\n") + "hello", 1),
         ("in a chunk", post("Transfer-Encoding: chunked\r\n") + "a\r\nhello", 0),
         ("before the last chunk", post("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n", 0),
         ("within the trailers", post("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\nX-A: b\r\n", 0),
     ] {
+        // Its own upstream each: a connection may come to it after the app has its answer.
+        let upstream = RawUpstream::start().await;
+        let sidecar = Sidecar::before(&upstream).await;
         let mut client = sidecar.connect().await;
         client.send(&request).await;
         if most > 0 {

@@ -510,7 +510,9 @@ async fn an_upstream_is_found_at_the_address_that_was_given_under_its_own_name()
 async fn a_sidecar_that_would_call_itself_does_not_start() {
     let ca = tempfile::tempdir().unwrap();
     ca::make(ca.path(), &Hosts::default()).unwrap();
-    let here = no_one_listens().await.replace("http://", "");
+    let (here, held) = no_one_listens();
+    drop(held);
+    let here = here.replace("http://", "");
     let entries = [("ca_dir", ca.path().to_str().unwrap()), ("tls_listen", here.as_str())];
     let bind = |upstream: &str, more: &[(&'static str, &str)]| {
         let all: Vec<_> = entries.iter().chain(more).copied().collect();
@@ -523,7 +525,8 @@ async fn a_sidecar_that_would_call_itself_does_not_start() {
         assert!(told.contains("listens; set upstream_address") && told.contains("api2"), "{told}");
     }
     // A test's own WeChat on this machine is meant.
-    bind(&no_one_listens().await, &[]).unwrap();
+    let (own, _held) = no_one_listens();
+    bind(&own, &[]).unwrap();
     bind("https://api.weixin.qq.com", &[("upstream_address", "192.0.2.1")]).unwrap();
 }
 

@@ -9,6 +9,7 @@ mod bad_heads;
 mod bad_targets;
 mod entries;
 mod forwarding;
+mod leaks;
 mod replay;
 mod replay_limits;
 mod replies;

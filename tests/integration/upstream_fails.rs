@@ -21,7 +21,8 @@ async fn before(origin: &str) -> (Sidecar, Tokens) {
 
 #[tokio::test]
 async fn a_port_nobody_listens_on_is_told_as_connect() {
-    let (sidecar, _tokens) = before(&no_one_listens().await).await;
+    let (nobody, _held) = no_one_listens();
+    let (sidecar, _tokens) = before(&nobody).await;
     for request in [GET, POST] {
         let mut client = sidecar.connect().await;
         client.call(request).await.assert_ours(502, "connect");

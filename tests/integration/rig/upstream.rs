@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket as Socket2, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, watch};
@@ -157,10 +157,13 @@ struct Shared {
     idle: broadcast::Sender<Idle>,
 }
 
-/// An address that refuses connections.
-pub(crate) async fn no_one_listens() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    format!("http://{}", listener.local_addr().expect("its address"))
+/// An origin that refuses connections for as long as the socket beside it lives: bound, so that nobody else gets the
+/// port, but not listening.
+pub(crate) fn no_one_listens() -> (String, Socket2) {
+    let socket = Socket2::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    let address = socket.local_addr().expect("its address").as_socket().expect("an address");
+    (format!("http://{address}"), socket)
 }
 
 impl RawUpstream {
