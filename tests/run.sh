@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
-# Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node, nginx) if it
-# is missing and you are root. Nothing here asks the network, except cargo for crates and apt for packages.
+# Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node,
+# nginx) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -53,7 +53,7 @@ tools() {
   need node nodejs
   need npm npm
   need nginx nginx-light
-  python3 -c 'import venv, ensurepip' 2> /dev/null || need python3-venv-is-missing python3-venv
+  python3 -c 'import venv, ensurepip' 2> /dev/null || need 'venv of python3' python3-venv
 }
 
 # The demo checks each of its claims itself; here, that it told the whole story and no secret.
