@@ -70,14 +70,15 @@ async fn chunks_that_pass_max_body_get_413() {
 
 #[tokio::test]
 async fn a_body_that_stops_coming_gets_408() {
-    let upstream = RawUpstream::start().await;
-    let sidecar = Sidecar::configured(&upstream, |config| config.upstream.idle_timeout = ms(200)).await;
     for (why, request, most) in [
         ("with a length", post("Content-Length: 10\r\n") + "hello", 1),
         ("with a length, before its first byte", post("Content-Length: 10\r\n"), 1),
         ("in a chunk", post("Transfer-Encoding: chunked\r\n") + "a\r\nhello", 0),
         ("between chunks", post("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n", 0),
     ] {
+        // Of its own, as the upstream may note a call's head only after the app has its answer.
+        let upstream = RawUpstream::start().await;
+        let sidecar = Sidecar::configured(&upstream, |config| config.upstream.idle_timeout = ms(200)).await;
         let mut client = sidecar.connect().await;
         client.send(request).await;
         let reply = client.reply().await;
@@ -115,7 +116,7 @@ async fn an_app_that_leaves_in_the_middle_of_its_body_sends_no_call() {
         ("before the last chunk", post("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n", 0),
         ("within the trailers", post("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\nX-A: b\r\n", 0),
     ] {
-        // Its own upstream each: a connection may come to it after the app has its answer.
+        // Of its own, as the upstream may note a call's head only after the app has its answer.
         let upstream = RawUpstream::start().await;
         let sidecar = Sidecar::before(&upstream).await;
         let mut client = sidecar.connect().await;
