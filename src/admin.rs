@@ -11,9 +11,10 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::account::Account;
-use crate::server::{Connection, Handler, Phase};
+use crate::server::{Connection, Handler, Limits, Phase};
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Where probes are answered.
 #[derive(Clone, Debug)]
@@ -22,8 +23,8 @@ pub struct Config {
     pub listen: SocketAddr,
 }
 
-/// The largest request head a probe may have.
-pub const MAX_HEAD: usize = 16 * 1024;
+/// What a probe may cost.
+pub const LIMITS: Limits = Limits { max_head: 16 * 1024, idle_timeout: Duration::from_secs(10) };
 
 /// Answers the admin port.
 pub struct Admin {

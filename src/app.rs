@@ -28,7 +28,7 @@ use crate::proxy::call::ReplayBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
-use crate::server::{self, Phase};
+use crate::server::{self, Limits, Phase};
 use crate::token::keeper::{TokenKeeper, Worker};
 use crate::token::source::Source;
 use crate::token::store::MemoryStore;
@@ -174,7 +174,9 @@ impl App {
             let routes = Routes::new(accounts.clone()).speaking_for(config.hosts.clone());
             let (settings, upstream, budget) =
                 (config.proxy.clone(), config.upstream.clone(), budget.clone());
-            let (max_head, phase) = (config.server.max_head, watching.clone());
+            let limits =
+                Limits { max_head: config.server.max_head, idle_timeout: config.upstream.idle_timeout };
+            let phase = watching.clone();
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
                 let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget));
@@ -191,7 +193,7 @@ impl App {
                         listener,
                         entry,
                         Rc::clone(&proxy),
-                        max_head,
+                        limits,
                         phase.clone(),
                     ));
                 }
@@ -214,7 +216,7 @@ impl App {
                 });
             }
             let admin_handler = Rc::new(Admin::new(accounts, watching));
-            server::serve(admin, Entry::Http, admin_handler, admin::MAX_HEAD, control_watching).await
+            server::serve(admin, Entry::Http, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());

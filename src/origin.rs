@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderValue;
 use http::uri::{Authority, Scheme, Uri};
+use rustls::pki_types::ServerName;
 
 /// `https://host[:port]`, or `http://` on loopback: where WeChat is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,9 @@ impl Origin {
                 .ok_or_else(|| format!("its port is not 1 to 65535; {remedy}"))?,
         };
         let origin = Self { tls, host, port, authority, reach: Reach::Name };
+        if tls && ServerName::try_from(origin.host()).is_err() {
+            return Err(format!("its host is neither a DNS name nor an address; {remedy}"));
+        }
         if !tls && !origin.is_loopback() {
             return Err(
                 "http:// would send the access token in clear; it is for tests and taken on loopback (127.0.0.1, [::1], localhost) only; use https://".to_owned(),
@@ -212,6 +216,8 @@ mod tests {
             "https://a:99999",
             "https://a#f",
             "https://a b",
+            "https://a..b",
+            "https://-a",
         ] {
             assert!(Origin::parse(bad).is_err(), "{bad:?}");
         }

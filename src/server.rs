@@ -47,6 +47,15 @@ pub struct Config {
     pub max_head: usize,
 }
 
+/// What one connection may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest request head, in bytes; above it the answer is 431.
+    pub max_head: usize,
+    /// The longest an app may go without taking any of its reply.
+    pub idle_timeout: Duration,
+}
+
 /// How far a stop has come. Only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -156,7 +165,7 @@ pub async fn serve<H: Handler>(
     listener: std::net::TcpListener,
     entry: Entry,
     handler: Rc<H>,
-    max_head: usize,
+    limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
@@ -167,10 +176,10 @@ pub async fn serve<H: Handler>(
         let (handler, phase) = (Rc::clone(&handler), phase.clone());
         match &entry {
             Entry::Http => {
-                connections.spawn_local(serve_connection(stream, handler, max_head, phase));
+                connections.spawn_local(serve_connection(stream, handler, limits, phase));
             }
             entry => {
-                connections.spawn_local(open_connection(stream, entry.clone(), handler, max_head, phase));
+                connections.spawn_local(open_connection(stream, entry.clone(), handler, limits, phase));
             }
         }
     };
@@ -232,7 +241,7 @@ async fn open_connection<H: Handler>(
     stream: TcpStream,
     entry: Entry,
     handler: Rc<H>,
-    max_head: usize,
+    limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
     let opened = {
@@ -247,8 +256,8 @@ async fn open_connection<H: Handler>(
         }
     };
     match opened {
-        Opened::Http(stream) => serve_connection(stream, handler, max_head, phase).await,
-        Opened::Tls(stream) => serve_connection(*stream, handler, max_head, phase).await,
+        Opened::Http(stream) => serve_connection(stream, handler, limits, phase).await,
+        Opened::Tls(stream) => serve_connection(*stream, handler, limits, phase).await,
         Opened::Over => {}
     }
 }
@@ -256,12 +265,12 @@ async fn open_connection<H: Handler>(
 async fn serve_connection<S: Wire, H: Handler>(
     stream: S,
     handler: Rc<H>,
-    max_head: usize,
+    limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
-    let io = Guarded::new(AppSocket::new(stream, connection.clone()));
+    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout));
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
@@ -271,8 +280,8 @@ async fn serve_connection<S: Wire, H: Handler>(
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_header_size(max_head)
-        .max_buf_size(READ_BUFFER.max(max_head + HEAD_SLACK))
+        .max_header_size(limits.max_head)
+        .max_buf_size(READ_BUFFER.max(limits.max_head + HEAD_SLACK))
         .preserve_header_case(true)
         // Replies keep the Date WeChat gave them, or none.
         .auto_date_header(false)
@@ -349,6 +358,9 @@ struct AppSocket<S: Wire> {
     stream: S,
     connection: Connection,
     lingering: Option<Lingering>,
+    idle_timeout: Duration,
+    /// Runs while the app takes nothing of what is written.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 /// How long an app that has been told goodbye is still listened to.
@@ -374,8 +386,21 @@ impl Lingering {
 }
 
 impl<S: Wire> AppSocket<S> {
-    fn new(stream: S, connection: Connection) -> Self {
-        Self { stream, connection, lingering: None }
+    fn new(stream: S, connection: Connection, idle_timeout: Duration) -> Self {
+        Self { stream, connection, lingering: None, idle_timeout, stalled: None }
+    }
+
+    /// Passes on what became of a write; one that has waited too long fails. An app that stops reading would
+    /// otherwise hold its connection, and WeChat's, for ever.
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.idle_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app has stopped reading its reply")))
     }
 }
 
@@ -424,7 +449,8 @@ impl<S: Wire> AsyncRead for AppSocket<S> {
 
 impl<S: Wire> AsyncWrite for AppSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.in_time(cx, written)
     }
 
     fn poll_write_vectored(
@@ -432,7 +458,8 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -440,7 +467,8 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let written = Pin::new(&mut self.stream).poll_flush(cx);
+        self.in_time(cx, written)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -235,7 +235,7 @@ async fn refuse(stream: TcpStream, failure: &Failure) -> Opened {
     }
     text.extend(format!("content-length: {}\r\n\r\n", reply.body().len()).bytes());
     text.extend_from_slice(reply.body());
-    let mut socket = AppSocket::new(stream, Connection::default());
+    let mut socket = AppSocket::new(stream, Connection::default(), HANDSHAKE_TIMEOUT);
     if socket.write_all(&text).await.is_ok() {
         let _ = socket.shutdown().await;
     }

@@ -78,6 +78,13 @@ pub enum Refresh {
     No(String),
 }
 
+impl Refresh {
+    /// Whether it is, as another token, the one whose refusal asked for it.
+    fn brings_refused(&self, reason: &Reason) -> bool {
+        matches!((self, reason), (Self::Another(brought), Reason::Reject { refused, .. }) if brought == refused)
+    }
+}
+
 /// There is no token that lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unavailable {
@@ -419,8 +426,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             (Some(token), Reason::Reject { refused, .. }) if token != *refused => Refresh::Another(token),
             // The round before may have been made with the secret before.
             (_, Reason::SecretChange) => return Some(ask),
-            // A round has ended since it was made, which makes it one of those who waited for that round.
-            _ if ask.rounds < rounds => self.answer.clone(),
+            // A round has ended since it was made, which makes it one of those who waited for that round. Not so
+            // where that round brought the very token that is refused here: it was published before it ended.
+            _ if ask.rounds < rounds && !self.answer.brings_refused(&ask.reason) => self.answer.clone(),
             (_, Reason::Reject { refused, refusal }) => match self.why_not(refused, *refusal) {
                 Some(why) => Refresh::No(why),
                 None => {

@@ -281,3 +281,18 @@ async fn calls_in_flight_finish_after_a_stop() {
     client.assert_closed("the sidecar stops").await;
     within("the stop", stopping).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_app_that_stops_reading_its_reply_is_let_go() {
+    let body = vec![b'x'; 64 << 20];
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    answer.extend_from_slice(&body);
+    let upstream = RawUpstream::playing([say(&answer)]).await;
+    let sidecar = Sidecar::configured(&upstream, |config| config.upstream.idle_timeout = ms(300)).await;
+    let mut client = sidecar.connect().await;
+    client.send("GET /cgi-bin/x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.head().await.status, 200);
+    // It takes no more, and stays. More than the buffers between hold is on the way.
+    upstream.until("the end of the call", |log| log.seen.len() == 1 && log.open == 0).await;
+    drop(client);
+}

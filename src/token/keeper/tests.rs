@@ -420,6 +420,20 @@ async fn the_same_token_refused_for_an_hour_costs_a_few_fetches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_refused_before_its_round_has_ended_is_not_its_own_remedy() {
+    let wechat = WeChat::stable();
+    let (keeper, _worker) = wechat.kept();
+    let first = keeper.token(WAIT).await.unwrap();
+    wechat.with(Rules::rotate);
+    // A call on another thread sees a token as soon as it is published, and may ask before the round is counted.
+    let (reply, answer) = oneshot::channel();
+    let reason = Reason::Reject { refused: first.clone(), refusal: CHRONIC };
+    assert!(keeper.asks.send(Ask { reason, rounds: 0, reply }).await.is_ok());
+    assert_ne!(another(answer.await.unwrap()), first);
+    assert_eq!(wechat.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_that_is_news_does_not_wait_for_the_breaker_but_for_the_budget() {
     let wechat = WeChat::stable();
     let (keeper, _worker) = wechat.kept();
