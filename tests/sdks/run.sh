@@ -64,7 +64,7 @@ for name in wechatpy werobot co-wechat-api node-easywechat; do
   echo "installed the packages of $name"
 done
 
-# node-easywechat takes any axios 1; before 1.16 or so it asks an HTTP proxy for https://... in clear instead of CONNECT.
+# node-easywechat takes any axios 1; before 1.17 it asks an HTTP proxy for https://... in clear instead of CONNECT.
 cp -r "$work/node-easywechat" "$work/node-easywechat-old-axios"
 npm install --prefix "$work/node-easywechat-old-axios" --no-audit --no-fund --ignore-scripts --save-exact axios@1.7.9 \
   > "$work/axios.log" 2>&1 || { cat "$work/axios.log" >&2; fail "axios 1.7.9 cannot be installed"; }
