@@ -270,14 +270,21 @@ impl Proxy {
         }
         let looked_at = Instant::now();
         let mut inspector = Inspector::new();
+        let device = route.target.path().starts_with(inspect::DEVICE);
+        let mut length = 0;
         let verdict = loop {
             match reply.body.look().await {
-                Ok(Some(piece)) => match inspector.push(&piece) {
-                    Verdict::Undecided => {}
-                    decided => break decided,
-                },
+                Ok(Some(piece)) => {
+                    length += piece.len();
+                    match inspector.push(&piece) {
+                        Verdict::Undecided => {}
+                        // Only at the top level, so far: `base_resp` is read when all of it is there.
+                        Verdict::Clean if device && length <= inspect::PREFIX => {}
+                        decided => break decided,
+                    }
+                }
                 Ok(None) => match inspector.finish() {
-                    Verdict::Clean if route.target.path().starts_with(inspect::DEVICE) => {
+                    Verdict::Clean if device => {
                         break inspect::base_resp(&reply.body.looked_at());
                     }
                     verdict => break verdict,

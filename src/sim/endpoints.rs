@@ -20,8 +20,9 @@ use super::sns;
 /// The simulator's own endpoint.
 pub(crate) const ECHO: &str = "/__echo";
 /// First path segments that WeChat knows (`wechat-api.md` 4a); anything else is an empty 404.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 30] = [
     "bizwallet",
+    "bizwifi",
     "business",
     "card",
     "cgi-bin",
@@ -31,13 +32,18 @@ const KNOWN: [&str; 24] = [
     "cv",
     "datacube",
     "device",
+    "donut",
     "intp",
+    "marketing",
     "merchant",
+    "pay",
+    "payfeedback",
     "product",
     "product-new",
     "publisher",
     "scan",
     "semantic",
+    "shakearound",
     "shop",
     "tcb",
     "union",
@@ -217,6 +223,7 @@ fn answer(state: &mut State, ask: &Ask<'_>, appid: &str, now: Duration) -> Resul
         "/cgi-bin/media/get" | "/cgi-bin/media/get/jssdk" => download(state, ask),
         "/wxa/getwxacode" | "/wxa/getwxacodeunlimit" | "/cgi-bin/wxaapp/createwxaqrcode" => code_image(ask),
         "/wxa/business/getuserphonenumber" => phone_number(ask, appid).map(reply),
+        "/donut/code2verifyinfo" => verify_info(state, ask, appid, now).map(reply),
         "/cgi-bin/ticket/getticket" => ticket(state, ask, appid, now).map(reply),
         "/cgi-bin/openapi/quota/get" => quota(state, ask, appid, now).map(reply),
         "/cgi-bin/openapi/rid/get" => rid(state, ask, appid).map(reply),
@@ -381,6 +388,27 @@ fn phone_number(ask: &Ask<'_>, appid: &str) -> Result<Value, Errcode> {
         "countryCode": "86",
         "watermark": {"timestamp": 1_637_744_274, "appid": appid},
     }}))
+}
+
+/// The login of a multi-platform app takes the app token and the AppSecret, and has errcodes of its own.
+fn verify_info(state: &mut State, ask: &Ask<'_>, appid: &str, now: Duration) -> Result<Value, Errcode> {
+    require_get(ask)?;
+    if ask.query.get("appid") != Some(appid) {
+        return Err(Errcode::DONUT_APPID);
+    }
+    let secret = ask.query.get("appsecret");
+    state.rules.authenticate(Some(appid), secret).map_err(|_| Errcode::DONUT_SECRET)?;
+    if ask.query.get("grant_type") != Some("authorization_code") {
+        return Err(Errcode::DONUT_GRANT_TYPE);
+    }
+    state.users.use_code(appid, ask.query.get("code")).map_err(|_| Errcode::DONUT_CODE)?;
+    let user = format!("oSim{}", state.rules.scribble(24));
+    Ok(json!({
+        "errcode": 0,
+        "errmsg": "ok",
+        "login_info": {"type": "weixinMiniProgram", "login_time": 1_700_000_000 + now.as_secs()},
+        "user_info": {"user_id": user, "miniprogram_info": {"appid": appid, "openid": user}},
+    }))
 }
 
 /// A ticket lives two hours, and a repeated call gives the same one.

@@ -70,6 +70,14 @@ impl Errcode {
     pub const RID_UNKNOWN: Self = Self(76001);
     /// No rid was given.
     pub const RID_INVALID: Self = Self(76002);
+    /// The login code of a multi-platform app is wrong, or was used.
+    pub const DONUT_CODE: Self = Self(10_001_001);
+    /// There, the appid is missing or another account's than the token.
+    pub const DONUT_APPID: Self = Self(10_001_002);
+    /// There, the AppSecret is missing or wrong.
+    pub const DONUT_SECRET: Self = Self(10_001_003);
+    /// There, `grant_type` is not `authorization_code`.
+    pub const DONUT_GRANT_TYPE: Self = Self(10_001_004);
 
     /// The text that stands beside the code. `caller_ip` is the address WeChat would name in 40164.
     #[must_use]
@@ -122,6 +130,10 @@ impl Errcode {
             89503 => "the call from this ip needs the administrator's confirmation, please wait",
             89506 => "the administrator refused this ip, retry after 24 hours",
             89507 => "the administrator refused this ip, retry after 1 hour",
+            10_001_001 => "invalid code",
+            10_001_002 => "invalid appid",
+            10_001_003 => "invalid appsecret",
+            10_001_004 => "invalid grant_type",
             _ => "error",
         };
         text.to_owned()

@@ -339,8 +339,33 @@ async fn the_endpoints_answer_as_documented() {
         post(at, &with("/cgi-bin/openapi/quota/get"), r#"{"cgi_path":"/cgi-bin/stable_token"}"#).await;
     assert_eq!(quota.json()["quota"], json!({"daily_limit": 500_000, "used": 1, "remain": 499_999}));
     assert_eq!(post(at, &with("/wxa/some/new/path"), "{}").await.errcode(), 0);
+    for first in ["bizwifi", "donut", "marketing", "pay", "payfeedback", "shakearound"] {
+        assert_eq!(post(at, &with(&format!("/{first}/some/path")), "{}").await.errcode(), 0, "{first}");
+    }
     let unknown = get(at, &with("/nothing/here")).await;
     assert_eq!((unknown.status, unknown.body.len()), (404, 0));
+}
+
+#[tokio::test]
+async fn the_login_of_a_multi_platform_app_takes_token_and_secret() {
+    let sim = sim().await;
+    let token = stable(&sim).await;
+    let own = format!("access_token={token}&appid={APP}&appsecret={DEFAULT_SECRET}");
+    let full = format!("{own}&grant_type=authorization_code");
+    for (query, errcode) in [
+        (format!("appid={APP}&appsecret={DEFAULT_SECRET}&code=c"), 41001),
+        (format!("access_token={token}&code=c"), 10_001_002),
+        (format!("access_token={token}&appid={APP}&code=c"), 10_001_003),
+        (format!("access_token={token}&appid={APP}&appsecret=x&code=c"), 10_001_003),
+        (format!("{own}&code=c"), 10_001_004),
+        (full.clone(), 10_001_001),
+        (format!("{full}&code=c"), 0),
+        (format!("{full}&code=c"), 10_001_001),
+    ] {
+        let answer = get(sim.plain_addr(), &format!("/donut/code2verifyinfo?{query}")).await;
+        assert_eq!(answer.errcode(), errcode, "{query}");
+        assert_eq!(answer.text().contains("user_id"), errcode == 0);
+    }
 }
 
 #[tokio::test]

@@ -139,6 +139,26 @@ async fn an_errcode_that_is_not_at_the_top_is_the_apps_affair() {
 }
 
 #[tokio::test]
+async fn the_nested_errcode_of_a_device_interface_is_a_refusal() {
+    let rig = Rig::tls(&[]).await;
+    rig.sim.refusal_shape(RefusalShape::Nested);
+    for _ in 0..2 {
+        rig.sim.expire_now(APPID);
+        let reply = rig.app.get("/device/get_stat?device_id=lamp").await;
+        assert_eq!(reply.assert_ok().attempts(), Some("2"), "{reply:?}");
+    }
+    assert_eq!(rig.sim.counts().calls_to("/device/get_stat"), 4);
+    // A long reply and one that is no JSON go through whole.
+    let long = format!(r#"{{"base_resp":{{"errcode":42001}},"more":"{}"}}"#, "x".repeat(8000));
+    for body in [long, "[1]".to_owned(), String::new()] {
+        let canned = Canned { body: body.clone(), ..Canned::default() };
+        rig.sim.fail_calls("/device/get_stat", canned, 1);
+        let reply = rig.app.get("/device/get_stat?device_id=lamp").await;
+        assert_eq!((reply.text(), reply.attempts()), (body.as_str(), None));
+    }
+}
+
+#[tokio::test]
 async fn what_only_looks_like_a_refusal_goes_once() {
     let rig = Rig::tls(&[]).await;
     for (n, body) in [

@@ -114,6 +114,33 @@ async fn a_quota_reset_by_secret_gets_the_secret() {
     );
 }
 
+#[tokio::test]
+async fn a_login_that_takes_both_gets_token_and_secret_and_survives_a_dead_token() {
+    let rig = Rig::tls(&[]).await;
+    for (n, given) in [
+        String::new(),
+        format!("access_token={PLACEHOLDER}&appid={APPID}&appsecret=dummy&"),
+        "appsecret=dummy&".to_owned(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        rig.sim.expire_now(APPID);
+        let target = format!("/donut/code2verifyinfo?{given}grant_type=authorization_code&code=c{n}");
+        let reply = rig.app.get(&target).await;
+        assert!(reply.assert_ok().json()["user_info"]["user_id"].is_string(), "{target}");
+        assert!(!reply.text().contains(DEFAULT_SECRET));
+        let sent = rig.last_call().target;
+        for (part, times) in
+            [("appid=", 1), ("appsecret=", 1), ("access_token=", 1), (DEFAULT_SECRET, 1), ("dummy", 0)]
+        {
+            assert_eq!(sent.matches(part).count(), times, "{part} in {sent}");
+        }
+    }
+    let foreign = rig.app.get("/donut/code2verifyinfo?appid=wxffffffffffffffff&code=c").await;
+    assert_eq!((foreign.status, foreign.errcode()), (200, 40013));
+}
+
 fn assert_placeholder(reply: &Answer) {
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     assert_eq!(reply.text(), format!(r#"{{"access_token":"{PLACEHOLDER}","expires_in":7200}}"#));

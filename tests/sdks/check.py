@@ -3,13 +3,17 @@
 WORK holds a folder for each recipe, with its packages. Prints a line for each check, then `N passed, M failed`.
 """
 
+import fcntl
 import hashlib
 import http.client
 import json
 import os
 import secrets
 import select
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -37,19 +41,35 @@ COMMON = [
     "/cgi-bin/media/get",
     "/cgi-bin/qrcode/create",
 ]
+DEVICE = ["/device/create_qrcode", "/device/get_stat"]
 MINI = ["/wxa/getwxacodeunlimit", "/sns/jscode2session"]
 WEB = ["/sns/oauth2/access_token", "/sns/userinfo"]
-# How WeChat writes that a token is bad: every way it has been seen to, but for device interfaces (`base_resp`).
+# How WeChat writes that a token is bad: every way it has been seen to.
 SHAPES = ["plain", "string", "last", "spaced", "control"]
+# The call after this one is a device interface's, and these nest their errcode in `base_resp`.
+BEFORE_NESTED = "device"
 # What reaches WeChat, and whether ids above 2^53 survive the SDK.
 RECIPES = {
-    "wechatpy": {"paths": COMMON + MINI + WEB + ["/sns/oauth2/refresh_token"], "exact": True},
+    "wechatpy": {"paths": COMMON + DEVICE + MINI + WEB + ["/sns/oauth2/refresh_token"], "exact": True},
     "werobot": {"paths": COMMON, "exact": True},
-    "co-wechat-api": {"paths": COMMON + MINI, "exact": True},
-    "node-easywechat": {"paths": COMMON + MINI + WEB, "exact": False},
+    "co-wechat-api": {"paths": COMMON + DEVICE + MINI, "exact": True},
+    "node-easywechat": {"paths": COMMON + DEVICE + MINI + WEB, "exact": False},
 }
-# How the apps find the sidecar: what stands in their environment.
-WAYS = {"base_url": lambda sidecar: {"WECHAT_BASE_URL": sidecar}}
+# The same app with an HTTP client that does not CONNECT: it asks the proxy for https://... in clear, and meets no TLS.
+OLD_AXIOS = "node-easywechat-old-axios"
+# How the apps find the sidecar: what stands in their environment. Without WECHAT_BASE_URL they are the apps they were.
+WAYS = {
+    "base_url": lambda world: {"WECHAT_BASE_URL": world.sidecar},
+    "http_proxy": lambda world: {"WECHAT_BASE_URL": "http://api.weixin.qq.com", "HTTP_PROXY": world.sidecar},
+    "https_proxy": lambda world: {"HTTPS_PROXY": world.sidecar, **world.trust},
+    # As the host itself: steps.py and steps.js lead the name there, in their own process.
+    "tls_listen": lambda world: {"TEST_HOST_AT": world.tls, **world.trust},
+    # As the host itself, by a hosts file and at port 443: run.sh makes a place for it.
+    "hosts_file": lambda world: {"TEST_BY_HOSTS": "yes", **world.trust},
+}
+TLS_LISTEN = {"hosts_file": "127.0.0.1:443"}
+# httpx, which it uses, does not look for a proxy.
+WITHOUT_PROXY = "co-wechat-api"
 
 
 class Failed(Exception):
@@ -72,7 +92,7 @@ def call(url, body=None):
 class World:
     """A simulated WeChat and a sidecar in front of it, with a secret nobody else knows."""
 
-    def __init__(self, binary, folder):
+    def __init__(self, binary, folder, tls_listen="127.0.0.1:0"):
         self.secret = secrets.token_hex(16)
         self.tokens = set()
         self.processes = []
@@ -80,12 +100,16 @@ class World:
         self.log.unlink(missing_ok=True)
         env = {"PATH": os.environ.get("PATH", "")}
         try:
-            self._start(binary, env)
+            self._start(binary, env, folder.parent / "ca", tls_listen)
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, binary, env):
+    def _start(self, binary, env, ca, tls_listen):
+        subprocess.run([binary, "ca", "--dir", ca], env=env, check=True, stdout=subprocess.DEVNULL)
+        # Each runtime reads its own; these three are what the SDKs' runtimes have.
+        names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")
+        self.trust = dict.fromkeys(names, str(ca / "ca.pem"))
         simulator = subprocess.Popen(
             [binary, "simulate", "--listen", "127.0.0.1:0", "--control-listen", "127.0.0.1:0"]
             + ["--appid", APPID, "--app-secret", self.secret, "--log", "error"],
@@ -104,17 +128,18 @@ class World:
         with open(self.log, "w") as log:
             self.processes.append(subprocess.Popen(
                 [binary, "run", "--appid", APPID, "--upstream", self.wechat, "--listen", "127.0.0.1:0"]
-                + ["--admin-listen", "127.0.0.1:0", "--log", "debug", "--log-format", "json"],
+                + ["--admin-listen", "127.0.0.1:0", "--log", "debug", "--log-format", "json"]
+                + ["--ca-dir", ca, "--tls-listen", tls_listen],
                 env={**env, "WECHAT_SIDECAR_SECRET": self.secret}, stderr=log,
             ))
         for _ in range(200):
             lines = [line for line in self.log.read_text().splitlines() if '"serving' in line]
-            if lines:
+            if len(lines) > 1:
                 break
             time.sleep(0.05)
-        hold(lines, f"the sidecar did not start: {self.log.read_text()}")
-        serving = json.loads(lines[0])
-        self.sidecar, self.admin = "http://" + serving["listen"], serving["admin"]
+        hold(len(lines) > 1, f"the sidecar did not start: {self.log.read_text()}")
+        serving = {**json.loads(lines[0]), **json.loads(lines[1])}
+        self.sidecar, self.admin, self.tls = "http://" + serving["listen"], serving["admin"], serving["tls_listen"]
         subprocess.run(
             [binary, "wait", "--admin-listen", self.admin, "--timeout", "20s"],
             env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -163,7 +188,8 @@ class App:
 
     def __init__(self, folder, env):
         self.home = folder / "home"
-        self.home.mkdir(exist_ok=True)
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir()
         (self.home / "picture.jpg").write_bytes(b"\xff\xd8\xff\xe0" + secrets.token_bytes(300_000))
         self.picture = (self.home / "picture.jpg").read_bytes()
         # Python without what the machine has installed: the recipe has to name all it needs.
@@ -231,16 +257,18 @@ def good(said):
     hold("error" not in said, f"the app failed: {said.get('error')}")
     result = said["result"]
     hold(isinstance(result, dict), f"{said['step']}: no object but {result!r}")
-    hold(result.get("errcode", 0) in (0, "0"), f"{said['step']}: {result}")
+    for told in (result, result.get("base_resp", {})):
+        hold(told.get("errcode", 0) in (0, "0"), f"{said['step']}: {result}")
     return result
 
 
-def day(binary, folder, way, recipe):
+def day(binary, folder, way, recipe, trusts=True):
     """A day's calls, with the token dying after each. Returns a sentence."""
-    world = World(binary, folder)
+    world = World(binary, folder, *TLS_LISTEN.get(way, "").split())
     app = None
     try:
-        app = App(folder, WAYS[way](world.sidecar))
+        env = WAYS[way](world)
+        app = App(folder, env if trusts else {name: env[name] for name in env.keys() - world.trust.keys()})
         results, kills, slowest = [], 0, 0.0
         while True:
             began = time.monotonic()
@@ -253,7 +281,8 @@ def day(binary, folder, way, recipe):
             result = good(said)
             results.append((said["step"], result))
             world.kill("/expire" if kills % 2 else "/rotate")
-            world.lever("/refusal_shape", shape=SHAPES[kills % len(SHAPES)])
+            shape = "nested" if said["step"] == BEFORE_NESTED else SHAPES[kills % len(SHAPES)]
+            world.lever("/refusal_shape", shape=shape)
             kills += 1
             app.go_on()
         world.live()
@@ -316,6 +345,8 @@ def judge_upstream(world, counts, seen, kills, recipe):
         text = json.dumps(request)
         for word in (DUMMY, "WECHAT-SIDECAR"):
             hold(word not in text, f"{word} reached WeChat: {text[:500]}")
+        proxy = [name for name, _ in request["headers"] if name.startswith("proxy-")]
+        hold(not proxy and request["target"].startswith("/"), f"what is for a proxy reached WeChat: {text[:500]}")
         path = request["target"].split("?")[0]
         if path == "/sns/jscode2session":
             hold(world.secret in text and "access_token" not in request["target"], f"login: {request['target']}")
@@ -341,12 +372,12 @@ def judge_app(world, app):
 
 def refused(binary, folder, way):
     """An interface that refuses every token, and an SDK that may come back without end. Returns a sentence."""
-    world = World(binary, folder)
+    world = World(binary, folder, *TLS_LISTEN.get(way, "").split())
     app = None
     try:
         world.lever("/refuse", path="/cgi-bin/user/get", errcode=40001)
         before = world.fetches()
-        app = App(folder, WAYS[way](world.sidecar))
+        app = App(folder, WAYS[way](world))
         said = app.next(120)
         result = said.get("error") or json.dumps(said["result"])
         hold("error" in said or said["result"].get("errcode") == 40001, f"the refusal was hidden: {said}")
@@ -414,17 +445,70 @@ def without(binary, folder):
         world.stop()
 
 
+def ignores(binary, folder):
+    """An SDK that goes around the proxy, as its recipe says. Returns a sentence."""
+    world = World(binary, folder)
+    app = None
+    try:
+        app = App(folder, {"HTTP_PROXY": world.sidecar, **WAYS["https_proxy"](world)})
+        said = app.next()
+        hold("around the sidecar" in said.get("error", ""), f"it does not: {said}")
+        return "it went around the sidecar, and was stopped"
+    finally:
+        if app:
+            app.stop()
+        world.stop()
+
+
+def distrusts(binary, folder):
+    """An app that was not told to trust the CA must not be fooled. Returns a sentence."""
+    world = World(binary, folder)
+    app = None
+    try:
+        app = App(folder, {"HTTPS_PROXY": world.sidecar})
+        said = app.next()
+        hold("certificate" in said.get("error", "").lower(), f"it said {said}")
+        hold(not world.counts()["calls"], "it called nevertheless")
+        return f"refused with {said['error'].split(':')[0]}"
+    finally:
+        if app:
+            app.stop()
+        world.stop()
+
+
+def loopback_up():
+    """A network namespace of one's own begins with its loopback down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        up = struct.pack("16sh", b"lo", 0x1)
+        fcntl.ioctl(any_socket, 0x8914, up)  # SIOCSIFFLAGS
+
+
 def main():
     binary, work, ways = sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3].split(",")
+    # What the installing needed is not for the calls.
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         sys.exit(f"FAILED: WAYS has {', '.join(unknown)}; there is {', '.join(WAYS)}")
-    checks = [("without a sidecar a dummy secret is refused", without, (binary, work / "wechatpy"))]
+    checks = []
+    if "base_url" in ways:
+        checks.append(("without a sidecar a dummy secret is refused", without, (binary, work / "wechatpy")))
+        checks.append(("token fetches of SDKs", fetches, (binary, work / "wechatpy")))
+    if "https_proxy" in ways:
+        for name in ("wechatpy", "node-easywechat"):
+            checks.append((f"{name}, https_proxy, without trust in the CA", distrusts, (binary, work / name)))
+        checks.append((f"{WITHOUT_PROXY} ignores proxies", ignores, (binary, work / WITHOUT_PROXY)))
+        of_old = (binary, work / OLD_AXIOS, "https_proxy", RECIPES["node-easywechat"], False)
+        checks.append((f"{OLD_AXIOS}, https_proxy in clear: a day whose tokens die", day, of_old))
+    if "hosts_file" in ways:
+        loopback_up()
     for way in ways:
         for name, recipe in RECIPES.items():
+            if name == WITHOUT_PROXY and way.endswith("_proxy"):
+                continue
             checks.append((f"{name}, {way}: a day whose tokens die", day, (binary, work / name, way, recipe)))
             checks.append((f"{name}, {way}: an interface that always refuses", refused, (binary, work / name, way)))
-    checks.append(("token fetches of SDKs", fetches, (binary, work)))
 
     passed = failed = 0
     for title, check, arguments in checks:

@@ -3,7 +3,9 @@
 # the recipes of examples/sdks. Argument: the binary. Needs Python 3 (with venv or pip), Node 20, npm, and the
 # registries these are set up with.
 #
-# WAYS chooses how the SDKs reach the sidecar, comma between; today there is base_url.
+# WAYS chooses how the SDKs reach the sidecar, comma between: base_url, http_proxy, https_proxy, tls_listen (their
+# process finds api.weixin.qq.com at the sidecar's TLS port) and hosts_file (the same for real, with a hosts file and port
+# 443, in namespaces of its own; left out, and said so, where the machine does not allow them).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -62,9 +64,31 @@ for name in wechatpy werobot co-wechat-api node-easywechat; do
   echo "installed the packages of $name"
 done
 
-python3 -B tests/sdks/check.py "$binary" "$work" "${WAYS:-base_url}" &
-check=$!
+# node-easywechat takes any axios 1; before 1.17 it asks an HTTP proxy for https://... in clear instead of CONNECT.
+cp -r "$work/node-easywechat" "$work/node-easywechat-old-axios"
+npm install --prefix "$work/node-easywechat-old-axios" --no-audit --no-fund --ignore-scripts --save-exact axios@1.7.9 \
+  > "$work/axios.log" 2>&1 || { cat "$work/axios.log" >&2; fail "axios 1.7.9 cannot be installed"; }
+
 code=0
-wait "$check" || code=$?
-check=""
+# judge WAYS COMMAND...: runs the checks by a command.
+judge() {
+  "${@:2}" python3 -B tests/sdks/check.py "$binary" "$work" "$1" &
+  check=$!
+  wait "$check" || code=$?
+  check=""
+}
+
+ways="${WAYS:-base_url,http_proxy,https_proxy,tls_listen,hosts_file}"
+here="$(tr , '\n' <<< "$ways" | grep --invert-match '^hosts_file$' | paste --serial --delimiters=, || true)"
+if [ -n "$here" ]; then judge "$here" env; fi
+if [ "$here" != "$ways" ]; then
+  echo "127.0.0.1 localhost api.weixin.qq.com" > "$work/hosts"
+  alone=(unshare --net --mount)
+  [ "$(id -u)" = 0 ] || alone+=(--user --map-root-user)
+  if "${alone[@]}" mount --bind "$work/hosts" /etc/hosts 2> /dev/null; then
+    judge hosts_file "${alone[@]}" bash -c 'mount --bind "$1" /etc/hosts && shift && exec "$@"' - "$work/hosts"
+  else
+    echo "skipped hosts_file: this machine does not allow network and mount namespaces"
+  fi
+fi
 exit "$code"

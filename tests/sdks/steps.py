@@ -7,12 +7,17 @@ ends, so that its memory can be looked into.
 import hashlib
 import ipaddress
 import json
+import os
 import socket
 import sys
 
 folder, picture = sys.argv[1:3]
 sys.path.insert(0, folder + "/packages")
 sys.path.insert(0, folder)
+
+
+# Where this process finds WeChat's own name: at an address of the test's (`ip:port`), by the hosts file, or nowhere.
+WECHAT, HOST_AT, BY_HOSTS = "api.weixin.qq.com", os.environ.pop("TEST_HOST_AT", ""), os.environ.pop("TEST_BY_HOSTS", "")
 
 
 def only_loopback(connect):
@@ -24,10 +29,14 @@ def only_loopback(connect):
     return guarded
 
 
-def resolve(host, *args, **kwargs):
+def resolve(host, port, *args, **kwargs):
+    if host == WECHAT and HOST_AT and port == 443:
+        host, port = HOST_AT.split(":")
+    if host == WECHAT and BY_HOSTS:
+        return real_resolve(host, port, *args, **kwargs)
     if host not in ("localhost", "127.0.0.1", "::1"):
         raise socket.gaierror(f"a call went to {host}, around the sidecar")
-    return real_resolve(host, *args, **kwargs)
+    return real_resolve(host, port, *args, **kwargs)
 
 
 real_resolve, socket.getaddrinfo = socket.getaddrinfo, resolve

@@ -7,7 +7,7 @@ const API = require('co-wechat-api');
 const SIDECAR = process.env.WECHAT_BASE_URL; // http://127.0.0.1:7200
 const APPID = process.env.WECHAT_APPID || 'wx0123456789abcdef';
 const SECRET = 'not-a-secret'; // the sidecar has the real one
-const PREFIXES = ['prefix', 'snsPrefix', 'wxaPrefix', 'customservicePrefix', 'merchantPrefix', 'payPrefix', 'fileServerPrefix'];
+const WECHAT = /^https?:\/\/(file\.)?api\.weixin\.qq\.com/;
 
 function makeApi() {
   // The token in a file, as the SDK's documentation advises where there are several processes.
@@ -15,9 +15,10 @@ function makeApi() {
   const save = (token) => fs.writeFile('access_token.txt', JSON.stringify(token));
   const api = new API(APPID, SECRET, load, save);
   if (SIDECAR) {
-    for (const prefix of PREFIXES) {
-      api[prefix] = api[prefix].replace(/^https?:\/\/(file\.)?api\.weixin\.qq\.com/, SIDECAR);
-    }
+    const {request} = api;
+    api.request = function (url, ...rest) {
+      return request.call(this, url.replace(WECHAT, SIDECAR), ...rest);
+    };
   }
   return api;
 }
@@ -41,6 +42,8 @@ async function* day(picture) {
   yield ['qrcode', await api.createLimitQRCode(1)];
   yield ['wxacode', await api.getWXACodeUnlimit('a=1', 'pages/index')];
   yield ['login', await api.code2Session('code-of-a-mini-program')];
+  yield ['device', await api.createDeviceQRCode(['lamp'])];
+  yield ['device status', await api.getDeviceStatus('lamp')];
   yield ['followers', await api.getFollowers()];
 }
 

@@ -51,6 +51,8 @@ async function* day(picture) {
   yield ['wxacode', (await mini.getClient().post('wxa/getwxacodeunlimit', code)).getContent()];
   yield ['login', await mini.getUtils().codeToSession('code-of-a-mini-program')];
   yield ['web login', (await account.getOAuth().userFromCode('code-of-a-page')).getRaw()];
+  yield ['device', await post('device/create_qrcode', {device_num: 1, device_id_list: ['lamp']})];
+  yield ['device status', await get('device/get_stat', {device_id: 'lamp'})];
   yield ['followers', await get('cgi-bin/user/get')];
 }
 

@@ -52,6 +52,8 @@ def day(picture):
     yield "web login", oauth.fetch_access_token("code-of-a-page")
     yield "web user", oauth.get_user_info()
     yield "web refresh", oauth.refresh_access_token(oauth.refresh_token)
+    yield "device", client.device.create_qrcode(["lamp"])
+    yield "device status", client.device.get_stat("lamp")
     yield "followers", client.user.get_followers()
 
 

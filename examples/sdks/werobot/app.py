@@ -7,7 +7,7 @@ import requests
 import werobot.client
 
 WECHAT = "https://api.weixin.qq.com"
-SIDECAR = os.environ.get("WECHAT_BASE_URL", WECHAT)  # http://127.0.0.1:7200
+SIDECAR = os.environ.get("WECHAT_BASE_URL")  # http://127.0.0.1:7200
 APPID = os.environ.get("WECHAT_APPID", "wx0123456789abcdef")
 SECRET = "not-a-secret"  # the sidecar has the real one
 
@@ -26,7 +26,7 @@ class Client(werobot.client.Client):
 def day(picture):
     """Yields the name and the result of one call after another."""
     # With a robot: robot.client = Client(robot.config)
-    client = Client({"APP_ID": APPID, "APP_SECRET": SECRET})
+    client = (Client if SIDECAR else werobot.client.Client)({"APP_ID": APPID, "APP_SECRET": SECRET})
 
     followers = client.get_followers()
     yield "followers", followers
