@@ -141,11 +141,13 @@ check '//host/ goes nowhere' '400 40097' "$status $(errcode)"
 call "$BASE/cgi-bin/token?grant_type=client_credential&appid=wx0123456789abcdef&secret=x"
 contains 'GET token is answered with a placeholder' '"expires_in":7200' "$(tr -d ' ' <"$work/body")"
 
-# Not an HTTP/2 server, not a proxy.
+# Not an HTTP/2 server, and a proxy for WeChat's hosts only.
 call --http2-prior-knowledge "$BASE/cgi-bin/user/info?openid=o" --max-time 5
 check 'HTTP/2 by prior knowledge fails, and at once' 'refused' "$([ "$exit_code" -ne 0 ] && [ "$exit_code" -ne 28 ] && echo refused || echo "exit $exit_code, status $status")"
 call -x "$BASE" "http://api.weixin.qq.com/cgi-bin/user/info?openid=o"
-check 'as an http proxy: refused' '400 bad-target' "$status $(grep -i '^x-wechat-sidecar-error' "$work/head" | tr -d '\r' | cut -d' ' -f2)"
+check 'as an http proxy for WeChat' '200 True' "$status $(seen "'api.weixin' not in str(h)")"
+call -x "$BASE" "http://mp.weixin.qq.com/cgi-bin/user/info?openid=o"
+check 'as an http proxy for another host: refused' '400 bad-target' "$status $(grep -i '^x-wechat-sidecar-error' "$work/head" | tr -d '\r' | cut -d' ' -f2)"
 contains 'and told what to do' 'base URL' "$body"
 call -x "$BASE" "https://api.weixin.qq.com/cgi-bin/user/info?openid=o"
 contains 'as an https proxy: CONNECT is refused' 'CONNECT' "$(cat "$work/error")$(head -n 1 "$work/head")"
