@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use wechat_sidecar::config::cli::Invocation;
+use wechat_sidecar::{signal, telemetry};
 
 /// A port is taken (`EX_UNAVAILABLE`).
 const PORT_TAKEN: u8 = 69;
@@ -38,6 +39,20 @@ pub(crate) fn execute(invocation: Invocation) -> ExitCode {
     });
     runtime.shutdown_background();
     ExitCode::from(code)
+}
+
+/// What a command that serves needs first: the log, and a stop by signal. The signals come before any port: from the
+/// moment something can call us, a SIGTERM must be a clean stop.
+fn prepare(telemetry: &telemetry::Config) -> Result<impl Future<Output = ()> + use<>, u8> {
+    let told = |error: &str| {
+        complain(error);
+        1
+    };
+    telemetry::init(telemetry).map_err(|error| told(&error))?;
+    let shutdown = signal::install().map_err(|error| told(&format!("signals cannot be caught ({error})")))?;
+    Ok(async {
+        shutdown.requested().await;
+    })
 }
 
 /// Prints a line for the person who asked. A closed pipe (`| head`) is no reason to fail.

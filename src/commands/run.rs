@@ -2,22 +2,13 @@
 
 use wechat_sidecar::app::{App, BindError};
 use wechat_sidecar::config::Config;
-use wechat_sidecar::{signal, telemetry};
 
-use super::{PORT_TAKEN, complain};
+use super::{PORT_TAKEN, complain, prepare};
 
 pub(super) async fn run(config: Config) -> u8 {
-    if let Err(error) = telemetry::init(&config.telemetry) {
-        complain(&error);
-        return 1;
-    }
-    // Before the ports are bound: from the moment something can call us, a SIGTERM must be a clean stop.
-    let shutdown = match signal::install() {
-        Ok(shutdown) => shutdown,
-        Err(error) => {
-            complain(&format!("signals cannot be caught ({error})"));
-            return 1;
-        }
+    let stop = match prepare(&config.telemetry) {
+        Ok(stop) => stop,
+        Err(code) => return code,
     };
     // A call takes two files, and many systems start a process with 1024; the hard limit is what it may have.
     match rlimit::increase_nofile_limit(u64::MAX) {
@@ -47,9 +38,6 @@ pub(super) async fn run(config: Config) -> u8 {
     if let Some(tls) = addresses.tls {
         tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
     }
-    let stop = async {
-        shutdown.requested().await;
-    };
     match app.run(stop).await {
         Ok(()) => {
             tracing::info!("stopped");

@@ -4,21 +4,13 @@ use std::io::ErrorKind;
 
 use wechat_sidecar::config::cli::Simulate;
 use wechat_sidecar::sim::command::{SimulateOptions, run_command};
-use wechat_sidecar::{signal, telemetry};
 
-use super::{PORT_TAKEN, complain, say};
+use super::{PORT_TAKEN, complain, prepare, say};
 
 pub(super) async fn simulate(options: Simulate) -> u8 {
-    if let Err(error) = telemetry::init(&options.telemetry) {
-        complain(&error);
-        return 1;
-    }
-    let shutdown = match signal::install() {
-        Ok(shutdown) => shutdown,
-        Err(error) => {
-            complain(&format!("signals cannot be caught ({error})"));
-            return 1;
-        }
+    let stop = match prepare(&options.telemetry) {
+        Ok(stop) => stop,
+        Err(code) => return code,
     };
     let options = SimulateOptions {
         listen: options.listen,
@@ -29,9 +21,6 @@ pub(super) async fn simulate(options: Simulate) -> u8 {
         ca_out: options.ca_out,
         token_length: options.token_length,
         expires_in: options.expires_in.as_secs(),
-    };
-    let stop = async {
-        shutdown.requested().await;
     };
     match run_command(options, say, stop).await {
         Ok(()) => 0,

@@ -84,7 +84,7 @@ enum State {
     Key(u8),
     /// After a `\` in a key within these quotes.
     KeyEscape(u8),
-    /// In the digits of `\uXXXX`, with how many are still to come and what they gave so far.
+    /// In the digits of `\uHHHH`, with how many are still to come and what they gave so far.
     KeyUnicode { quote: u8, left: u8, unit: u16 },
     /// In a key without quotes.
     BareKey,
