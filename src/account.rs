@@ -75,6 +75,7 @@ impl Account {
 }
 
 const PLACEHOLDER_HEAD: &str = "WECHAT-SIDECAR_";
+const PLACEHOLDER_NOT: &str = "_not-a-";
 const PLACEHOLDER_TAIL: &str = "_not-a-token_the-sidecar-puts-the-real-one-into-each-call";
 
 /// The token an app is given: constant per account over restarts, replicas and versions, because SDKs keep it in
@@ -90,10 +91,13 @@ pub fn is_placeholder(token: &str) -> bool {
     token.starts_with(PLACEHOLDER_HEAD)
 }
 
-/// The appid a placeholder names, if `token` is one.
+/// The appid a placeholder names, or what is left of it in one that was cut: empty when it was cut before. `None` for
+/// what is no placeholder.
 #[must_use]
 pub fn placeholder_appid(token: &str) -> Option<&str> {
-    token.strip_prefix(PLACEHOLDER_HEAD)?.strip_suffix(PLACEHOLDER_TAIL)
+    let rest = token.strip_prefix(PLACEHOLDER_HEAD)?;
+    // An appid may have `_` in it, but not this.
+    Some(rest.split_once(PLACEHOLDER_NOT).map_or(rest, |(appid, _)| appid))
 }
 
 /// An account for unit tests, whose keeper never runs.
@@ -131,6 +135,8 @@ mod tests {
         assert_eq!(placeholder_appid(&placeholder), Some("wx0123456789abcdef"));
         assert!(placeholder.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'));
         assert_eq!(placeholder_appid("50_real"), None);
-        assert_eq!(placeholder_appid(&placeholder[..placeholder.len() - 1]), None);
+        assert_eq!(placeholder_appid(&placeholder[..50]), Some("wx0123456789abcdef"), "cut behind it");
+        assert_eq!(placeholder_appid(&placeholder[..33]), Some("wx0123456789abcdef"), "cut right behind it");
+        assert_eq!(placeholder_appid(&placeholder[..25]), Some("wx01234567"), "cut within it: nobody's");
     }
 }

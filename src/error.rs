@@ -43,7 +43,7 @@ causes! {
     BadHost => BAD_REQUEST, 40097, "bad-host";
     /// The path would mean a guarded one to whoever normalizes it (`..`, `%2e`, `//`), without being it.
     AmbiguousPath => BAD_REQUEST, 40097, "ambiguous-path";
-    /// A call that wants a secret names two appids.
+    /// A call names two accounts.
     TwoAppids => BAD_REQUEST, 40097, "two-appids";
     /// The body that a secret has to be written into is not a JSON object.
     SecretBody => BAD_REQUEST, 47001, "secret-body";

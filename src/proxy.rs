@@ -67,7 +67,7 @@ pub struct Proxy {
 
 /// What became of a call: WeChat's answer, or one of ours.
 enum Answer {
-    WeChats(Reply, Option<Mask>),
+    WeChats(Reply, Mask),
     Ours(Response<bytes::Bytes>),
 }
 
@@ -140,35 +140,26 @@ impl Proxy {
             }
             _ => Call::hold(request, &self.host, &self.limits).await?,
         };
-        // Our credentials go along: what echoes them is masked.
-        let mut mask = (route.action != Action::KeepUserToken).then(|| Mask::new(route.account));
-        if mask.is_some() && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
-            // A refusal, or an echo, in gzip or brotli would go unseen.
+        if route.action != Action::KeepUserToken && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
+            // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
             call.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
 
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
-        // A call with the secret alone has no token to echo, but the account's may come back from elsewhere.
-        if let (Some(mask), Some(token)) =
-            (&mut mask, token.clone().or_else(|| route.account.keeper().current()))
-        {
-            mask.add(&token);
-        }
-
         // inject, forward.
         let target = credential::write(&route, token.as_ref())?;
         let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
-        let Some(token) = token else { return Ok(answered(reply, mask, record)) };
+        let Some(token) = token else { return Ok(answered(reply, &route, record)) };
         let refused = match self.inspect(&route, &mut reply, record).await? {
             Verdict::Refused(errcode) => errcode,
             Verdict::Clean | Verdict::Undecided => {
                 self.accepted(&route, &token, &reply);
                 call.let_go();
-                return Ok(answered(reply, mask, record));
+                return Ok(answered(reply, &route, record));
             }
         };
         record.refused = Some(refused);
@@ -183,20 +174,17 @@ impl Proxy {
             Refresh::Another(fresh) | Refresh::Same(fresh) => fresh,
             Refresh::No(why) => {
                 tracing::debug!(errcode = refused, "a refused call goes back as it came: {why}");
-                return Ok(answered(reply, mask, record));
+                return Ok(answered(reply, &route, record));
             }
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
         if !call.is_kept() {
-            return Ok(answered(reply, mask, record));
+            return Ok(answered(reply, &route, record));
         }
         reply.body.end_upload();
         if !call.again().await {
-            return Ok(answered(reply, mask, record));
-        }
-        if let Some(mask) = &mut mask {
-            mask.add(&fresh);
+            return Ok(answered(reply, &route, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
         match self.forward(&call, target, record).await {
@@ -205,10 +193,10 @@ impl Proxy {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
                     Verdict::Clean | Verdict::Undecided => self.accepted(&route, &fresh, &second),
                 }
-                Ok(answered(second, mask, record))
+                Ok(answered(second, &route, record))
             }
             // WeChat saw it just once, so the app gets what WeChat said.
-            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, mask, record)),
+            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, &route, record)),
             // It may have taken effect: the refusal would be a lie, and the app's own retry a second message.
             Err(NotAnswered { failure, .. }) => Err(failure),
         }
@@ -309,9 +297,10 @@ impl Proxy {
     }
 }
 
-fn answered(mut reply: Reply, mask: Option<Mask>, record: &Record) -> Answer {
+/// WeChat's reply, with what it may echo of the account's credentials still to be masked.
+fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
     if record.attempts > 1 {
         reply.head.headers.insert(ATTEMPTS_HEADER, HeaderValue::from(record.attempts));
     }
-    Answer::WeChats(reply, mask)
+    Answer::WeChats(reply, Mask::new(route.account))
 }

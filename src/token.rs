@@ -121,7 +121,12 @@ impl Token {
         }
     }
 
-    /// Whether WeChat ever took it.
+    /// Forgets that WeChat took it: it was refused, and only a call from here on says that it is good again.
+    pub(crate) fn forget_accepted(&self) {
+        self.0.accepted.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether WeChat has taken it, since it came or was last refused.
     #[must_use]
     pub fn was_accepted(&self) -> bool {
         self.0.accepted.load(Ordering::Relaxed)

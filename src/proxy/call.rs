@@ -557,7 +557,13 @@ pub async fn read_small(incoming: Incoming, limit: usize, idle_timeout: Duration
         idle_timeout,
         budget: ReplayBudget::new(limit as u64),
     };
-    let held = Held::whole(incoming, &limits).await?;
+    let held = Held::whole(incoming, &limits).await.map_err(|failure| match failure.cause {
+        Cause::BodyTooLarge | Cause::OutOfBudget => Failure::new(
+            Cause::BodyTooLarge,
+            format!("the request body is larger than this path can have ({limit} bytes); nothing was sent. Send what WeChat documents for it"),
+        ),
+        _ => failure,
+    })?;
     let inner = held.0.borrow();
     Ok(match &inner.chunks[..] {
         [one] => one.clone(),

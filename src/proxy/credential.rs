@@ -302,12 +302,33 @@ mod tests {
         assert_eq!(account_of(&format!("/{OTHER}{path}")), (OTHER.into(), Action::AppendToken, path.into()));
         let both = format!("/{OURS}{path}?access_token={}", of(OTHER));
         assert_eq!(account_of(&both).0, OTHER);
-        for nothing_said in ["", "50_a-real-token-that-was-pasted", &of(OTHER)[..20]] {
+        for nothing_said in ["", "50_a-real-token-that-was-pasted", "WECHAT-SIDECAR"] {
             let (account, action, _) = account_of(&format!("{path}?access_token={nothing_said}"));
             assert_eq!((&account[..], action), (OURS, Action::AppendToken), "{nothing_said}");
         }
+        for spoken in [
+            format!("access_token={}", &of(OTHER)[..40]),
+            format!("access_token=junk&access_token={}", of(OTHER)),
+            format!("access_token=&a=1&%61ccess_token={}&access_token={}", of(OTHER), of(OTHER)),
+        ] {
+            let (account, action, _) = account_of(&format!("{path}?{spoken}"));
+            assert_eq!((&account[..], action), (OTHER, Action::AppendToken), "{spoken}");
+        }
+        for two in [
+            format!("{path}?access_token={}&access_token={}", of(OURS), of(OTHER)),
+            format!("/{OTHER}/sns/jscode2session?appid={OURS}"),
+            format!("/{OTHER}/cgi-bin/token?appid={OURS}"),
+            format!("/cgi-bin/token?appid={OURS}&appid={OTHER}"),
+        ] {
+            let failure = routes().find(&Method::GET, &two.parse().unwrap()).map(|_| ()).unwrap_err();
+            assert_eq!(failure.cause, Cause::TwoAppids, "{two}");
+        }
+        let nested = format!("/{OTHER}/{OURS}{path}").parse().unwrap();
+        assert_eq!(routes().find(&Method::GET, &nested).map(|_| ()).unwrap_err().cause, Cause::BadTarget);
         for foreign in [
             format!("{path}?access_token={}", of("wxaaaaaaaaaaaaaaaa")),
+            format!("{path}?access_token={}", &of("wxaaaaaaaaaaaaaaaa")[..40]),
+            format!("{path}?access_token={}", &of(OTHER)[..20]),
             format!("/wxaaaaaaaaaaaaaaaa{path}"),
             "/sns/jscode2session?appid=wxaaaaaaaaaaaaaaaa".to_owned(),
         ] {

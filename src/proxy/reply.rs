@@ -25,7 +25,7 @@ pub struct Outbound {
 
 enum Content {
     Ours(Option<Bytes>),
-    WeChats(ReplyBody, Option<Masking>),
+    WeChats(ReplyBody, Masking),
 }
 
 impl Content {
@@ -35,8 +35,7 @@ impl Content {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
-            Self::WeChats(body, None) => Pin::new(body).poll_frame(cx),
-            Self::WeChats(body, Some(masking)) => loop {
+            Self::WeChats(body, masking) => loop {
                 let go = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(piece) => masking.push(piece),
@@ -77,7 +76,7 @@ impl Outbound {
     #[must_use]
     pub fn wechats(
         mut reply: Reply,
-        mask: Option<Mask>,
+        mask: Mask,
         http10: bool,
         connection: &Connection,
         mut record: Record,
@@ -89,10 +88,8 @@ impl Outbound {
         reply.head.version = Version::HTTP_11;
         let ends_connection =
             (http10 && reply.body.size_hint().exact().is_none()).then(|| connection.clone());
-        if let Some(mask) = &mask {
-            mask.headers(&mut reply.head.headers);
-        }
-        let content = Content::WeChats(reply.body, mask.map(Masking::new));
+        mask.headers(&mut reply.head.headers);
+        let content = Content::WeChats(reply.body, Masking::new(mask));
         Response::from_parts(reply.head, Self { content, record, ends_connection })
     }
 }
@@ -123,9 +120,7 @@ impl Body for Outbound {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Content::WeChats(body, masking) => {
-                body.is_end_stream() && masking.as_ref().is_none_or(|masking| masking.held() == 0)
-            }
+            Content::WeChats(body, masking) => body.is_end_stream() && masking.held() == 0,
         }
     }
 
@@ -135,7 +130,7 @@ impl Body for Outbound {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Content::WeChats(body, masking) => {
-                let held = masking.as_ref().map_or(0, |masking| masking.held() as u64);
+                let held = masking.held() as u64;
                 body.size_hint()
                     .exact()
                     .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + held))

@@ -4,6 +4,7 @@
 //! table to whoever normalizes it (`..`, `%2e`, `//`, a backslash, another case) is refused, so that
 //! `/sns/jscode2session/../../cgi-bin/token` cannot bring anyone a real token; every other path goes as it came.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -147,7 +148,8 @@ impl Routes {
             return Err(bad_target());
         }
         let (prefix, target) = take_prefix(self, target);
-        if target.as_str().starts_with("//") {
+        let twice = matches!((prefix, take_prefix(self, &target).0), (Prefix::Of(_), Prefix::Of(_)));
+        if target.as_str().starts_with("//") || twice {
             return Err(bad_target());
         }
         let path = target.path();
@@ -165,13 +167,19 @@ impl Routes {
         } else {
             action
         };
-        let Some(mut account) = self.choose(query, prefix) else {
+        let Some(mut account) = self.choose(query, prefix)? else {
             let account = &self.accounts[0];
             return Ok(Route { account, action: Action::AnswerUnknownAppid, target });
         };
         let mut action = action;
-        if let Action::AppendSecret(_) = action {
-            match self.of_appid(query)? {
+        if let Action::AppendSecret(_) | Action::AnswerToken = action {
+            let named = self.of_appid(query)?;
+            if let (Asked::Ours(named), Prefix::Of(prefix)) = (&named, prefix)
+                && named.appid().as_str() != prefix
+            {
+                return Err(two_appids());
+            }
+            match named {
                 Asked::Nobody => {}
                 Asked::Ours(named) => account = named,
                 Asked::Unknown => action = Action::AnswerUnknownAppid,
@@ -217,17 +225,26 @@ impl Routes {
     /// Whose call it is, by what the app wrote: the account its placeholder names, else the one its path begins with,
     /// else the default.
     ///
-    /// `None` when it names an account we do not hold: an app that is set up for another account must not act as
-    /// ours. Any other token (empty, cut, a real one that was pasted) says nothing, and is replaced.
-    fn choose(&self, query: &str, prefix: Prefix<'_>) -> Option<&Account> {
-        let token = params(query).find(|(name, _)| name == inject::ACCESS_TOKEN).map(|(_, value)| value);
-        if let Some(appid) = token.as_deref().and_then(account::placeholder_appid) {
-            return self.account(appid);
+    /// The one rule for tokens that an app sends: what begins like a placeholder speaks for the account it names, and
+    /// for nobody if that is none of ours, or cut off (`None`: an app that is set up for another account must not act
+    /// as ours). Any other token (empty, a real one that was pasted) says nothing, and is replaced.
+    ///
+    /// # Errors
+    /// Placeholders of two accounts.
+    fn choose(&self, query: &str, prefix: Prefix<'_>) -> Result<Option<&Account>, Failure> {
+        let mut placeholder: Option<Cow<'_, str>> = None;
+        for (_, token) in params(query).filter(|(name, _)| name == inject::ACCESS_TOKEN) {
+            let Some(appid) = account::placeholder_appid(&token) else { continue };
+            if placeholder.as_deref().is_some_and(|other| other != appid) {
+                return Err(two_appids());
+            }
+            placeholder = Some(Cow::Owned(appid.to_owned()));
         }
-        match prefix {
-            Prefix::None => Some(&self.accounts[0]),
-            Prefix::Of(appid) => self.account(appid),
-        }
+        Ok(match (placeholder, prefix) {
+            (Some(appid), _) => self.account(&appid),
+            (None, Prefix::Of(appid)) => self.account(appid),
+            (None, Prefix::None) => Some(&self.accounts[0]),
+        })
     }
 
     /// The account that a login or another call with the secret names by its `appid`.
@@ -278,7 +295,7 @@ fn take_prefix<'a>(routes: &Routes, target: &'a PathAndQuery) -> (Prefix<'a>, Pa
 pub(super) fn two_appids() -> Failure {
     Failure::new(
         Cause::TwoAppids,
-        "the call names two different appids, so it cannot be known whose secret it wants; nothing was sent. Send one appid",
+        "the call names two different accounts, so it cannot be known whose it is; nothing was sent. Send one appid, and no other account's placeholder or path",
     )
 }
 

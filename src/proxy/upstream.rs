@@ -50,9 +50,12 @@ pub struct Config {
 /// call that meets a closing connection fails, because it cannot be known whether it was read.
 const KEEP_IDLE: Duration = Duration::from_secs(45);
 
-/// A connection idle for longer than this is looked at before it is used: the other side's close may be waiting in
-/// the socket. Below it (back-to-back calls) the look would cost more than it finds.
-const LOOK_AFTER: Duration = Duration::from_micros(500);
+/// An upstream that closes a connection sooner than this after a reply, without having said so, keeps none alive.
+const HARDLY_IDLE: Duration = Duration::from_secs(1);
+
+/// Once that was seen, connections are used for one call each for so long. A call on a connection that is just being
+/// closed fails, because it cannot be known whether it was read: this bounds such calls to one in so much time.
+const DISTRUST: Duration = Duration::from_secs(30);
 
 /// Idle connections kept per worker.
 const MOST_IDLE: usize = 512;
@@ -143,12 +146,18 @@ impl Upstream {
     ) -> Result<Reply, NotAnswered> {
         while let Some(connection) = self.pool.take() {
             if !connection.is_fit().await {
+                self.pool.found_closed(&connection);
                 continue;
             }
             match self.exchange(connection.wire, request, progress).await {
                 Ok(reply) => return Ok(reply),
                 Err(Unsent::Back(back)) => request = back,
-                Err(Unsent::Told(told)) => return Err(told),
+                Err(Unsent::Told(told)) => {
+                    if told.failure.cause == Cause::UpstreamClosed {
+                        self.pool.distrust();
+                    }
+                    return Err(told);
+                }
             }
         }
         let wire = self.connect().await?;
@@ -363,7 +372,11 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Idle connections, the one used last on top.
 #[derive(Default)]
-struct Pool(RefCell<VecDeque<Idle>>);
+struct Pool {
+    idle: RefCell<VecDeque<Idle>>,
+    /// Until then nothing is kept.
+    distrusted_until: Cell<Option<Instant>>,
+}
 
 struct Idle {
     wire: Wire,
@@ -374,16 +387,13 @@ impl Idle {
     /// Whether the next call may go out on it now. Never waits for the other side: a connection that is still busy
     /// (its last call's upload goes on after an early answer) is not idle and is dropped.
     async fn is_fit(&self) -> bool {
-        if self.idle_since.elapsed() > LOOK_AFTER {
-            // Lets the runtime look at the sockets, and the connection's task see that its peer has closed.
-            tokio::task::yield_now().await;
-        }
+        // Lets the runtime look at the sockets, and the connection's task see that its peer has closed or, right
+        // after a reply, note that the reply has ended.
         for _ in 0..3 {
+            tokio::task::yield_now().await;
             if self.wire.sender.is_ready() || self.wire.sender.is_closed() {
                 break;
             }
-            // The connection's task has yet to note the end of the last reply.
-            tokio::task::yield_now().await;
         }
         self.wire.sender.is_ready() && !self.wire.sender.is_closed()
     }
@@ -391,25 +401,43 @@ impl Idle {
 
 impl Pool {
     fn take(&self) -> Option<Idle> {
-        let mut idle = self.0.borrow_mut();
-        while let Some(connection) = idle.pop_back() {
-            if !connection.wire.sender.is_closed() && connection.idle_since.elapsed() < KEEP_IDLE {
+        loop {
+            // Not in a `while let`, which would hold the borrow while the body wants it.
+            let connection = self.idle.borrow_mut().pop_back()?;
+            if connection.wire.sender.is_closed() {
+                self.found_closed(&connection);
+            } else if connection.idle_since.elapsed() < KEEP_IDLE {
                 return Some(connection);
             }
         }
-        None
     }
 
     fn put(&self, wire: Wire) {
-        let mut idle = self.0.borrow_mut();
+        if self.distrusted_until.get().is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
         if idle.len() >= MOST_IDLE {
             idle.pop_front();
         }
         idle.push_back(Idle { wire, idle_since: Instant::now() });
     }
 
+    fn found_closed(&self, connection: &Idle) {
+        if connection.wire.sender.is_closed() && connection.idle_since.elapsed() < HARDLY_IDLE {
+            self.distrust();
+        }
+    }
+
+    /// The other side closes connections it seems to keep.
+    fn distrust(&self) {
+        self.distrusted_until.set(Some(Instant::now() + DISTRUST));
+        let idle = self.idle.take();
+        drop(idle);
+    }
+
     fn sweep(&self) {
-        self.0
+        self.idle
             .borrow_mut()
             .retain(|idle| !idle.wire.sender.is_closed() && idle.idle_since.elapsed() < KEEP_IDLE);
     }

@@ -62,8 +62,9 @@ impl fmt::Display for Reason {
 pub struct Refusal {
     /// 40001, 40014 or 42001.
     pub errcode: i64,
-    /// Whether a new token did not help the last call of this kind. Such a refusal says little about the token: it
-    /// waits for the breaker, while any other is news and has its fetch at once, within the budget.
+    /// Whether a new token did not help the last call of this kind. Such a refusal says little about the token, and
+    /// waits for the breaker; so does any other of a token that WeChat has not taken since it came or was last
+    /// refused. The rest is news, and has its fetch at once, within the budget.
     pub chronic: bool,
 }
 
@@ -121,9 +122,15 @@ pub struct TokenKeeper {
     asks: mpsc::Sender<Ask>,
 }
 
+/// Tokens that were replaced and are remembered: WeChat takes the last one for five more minutes, and may speak of
+/// those before it.
+const REMEMBERED: usize = 8;
+
 /// What the worker publishes.
 struct State {
     token: Option<Token>,
+    /// Those before it, the latest last.
+    replaced: Vec<Token>,
     failure: Option<FetchError>,
     /// A round is under way, or due at once.
     busy: bool,
@@ -164,6 +171,7 @@ impl TokenKeeper {
     pub fn new<S: TokenSource, T: TokenStore>(appid: AppId, source: S, store: T) -> (Self, Worker<S, T>) {
         let (state, read) = watch::channel(State {
             token: None,
+            replaced: Vec::new(),
             failure: None,
             busy: true,
             next_at: Instant::now(),
@@ -185,6 +193,7 @@ impl TokenKeeper {
             answer: Refresh::No("nothing was fetched yet".to_owned()),
             backoff: Backoff::default(),
             refusals: Refusals::new(&pace),
+            governed: false,
             budget: Budget::new(&pace),
             fetched_at: None,
             store_is_out: false,
@@ -199,6 +208,13 @@ impl TokenKeeper {
     #[must_use]
     pub fn current(&self) -> Option<Token> {
         self.state.borrow().live_token()
+    }
+
+    /// The token and those it replaced, for masking them where they would leak.
+    #[must_use]
+    pub fn known(&self) -> Vec<Token> {
+        let state = self.state.borrow();
+        state.replaced.iter().chain(&state.token).cloned().collect()
     }
 
     /// The token to send. Where there is none, waits for it no longer than `wait`, and only while a fetch is under
@@ -305,6 +321,8 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     answer: Refresh,
     backoff: Backoff,
     refusals: Refusals,
+    /// The round under way is one that the breaker on refusals counts.
+    governed: bool,
     budget: Budget,
     fetched_at: Option<Instant>,
     /// The store has failed in this round: it is not waited for again before there is a token to save.
@@ -381,7 +399,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     /// Ends a round: when the next one is, and what those who waited are told.
     fn settle(&mut self, reason: Reason, renewed: Result<Refresh, FetchError>) {
-        if matches!(reason, Reason::Reject { refusal: Refusal { chronic: true, .. }, .. }) {
+        if std::mem::take(&mut self.governed) {
             self.refusals.end(matches!(renewed, Ok(Refresh::Same(_))));
         }
         let (wait, failure) = match renewed {
@@ -434,9 +452,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 None => {
                     let Refusal { errcode, chronic } = *refusal;
                     tracing::info!(appid = %self.appid, token = %refused.fingerprint(), errcode, "WeChat refused the token");
-                    if chronic {
+                    self.governed = chronic || !refused.was_accepted();
+                    if self.governed {
                         self.refusals.begin(refused);
                     }
+                    refused.forget_accepted();
                     return Some(ask);
                 }
             },
@@ -454,7 +474,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             let next = state.next_at.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
             return Some(format!("{}; next attempt in {next} s", failure.sentence));
         }
-        if !refusal.chronic {
+        if !refusal.chronic && refused.was_accepted() {
             return None;
         }
         let wait = self.refusals.wait(refused);
@@ -537,7 +557,15 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
             "{how}{}", if same { ", the same again" } else { "" }
         );
-        self.state.send_modify(|state| state.token = Some(token.clone()));
+        self.state.send_modify(|state| {
+            let before = state.token.replace(token.clone());
+            if let Some(before) = before.filter(|_| !same) {
+                if state.replaced.len() == REMEMBERED {
+                    state.replaced.remove(0);
+                }
+                state.replaced.push(before);
+            }
+        });
         if same { Refresh::Same(token) } else { Refresh::Another(token) }
     }
 

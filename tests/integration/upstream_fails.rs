@@ -155,9 +155,6 @@ async fn an_upstream_that_goes_before_it_answers_is_told_as_closed_and_not_asked
 
 #[tokio::test]
 async fn a_pooled_connection_that_died_is_replaced_and_the_call_goes_once() {
-    let upstream = RawUpstream::start().await;
-    let sidecar = Sidecar::before(&upstream).await;
-    let mut expected = 0;
     for idle in [
         Idle::Close,
         Idle::Reset,
@@ -166,13 +163,34 @@ async fn a_pooled_connection_that_died_is_replaced_and_the_call_goes_once() {
         Idle::Say(b"\0".to_vec()),
     ] {
         for request in [GET, POST] {
+            let upstream = RawUpstream::start().await;
+            let sidecar = Sidecar::before(&upstream).await;
             sidecar.call(GET).await.assert_wechats(200, OK);
-            assert_eq!(upstream.the_call().connection, expected, "{idle:?}");
+            assert_eq!(upstream.the_call().connection, 0, "{idle:?}");
             upstream.when_idle(idle.clone()).await;
             sidecar.call(request).await.assert_wechats(200, OK);
-            expected += 1;
-            assert_eq!(upstream.the_call().connection, expected, "{idle:?}");
+            assert_eq!(upstream.the_call().connection, 1, "{idle:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_after_each_reply_costs_no_more_than_a_call() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let mut client = sidecar.connect().await;
+    let mut lost = 0;
+    for n in 0..200 {
+        upstream.play([vec![Step::ReadBody, Step::Say(reply.to_vec()), Step::Close]]);
+        match client.call(POST).await {
+            reply if reply.status == 200 => reply.assert_wechats(200, "ok"),
+            reply => {
+                reply.assert_ours(502, "upstream-closed");
+                lost += 1;
+            }
+        }
+        assert!(lost <= 1, "call {n}: once seen, such an upstream is not trusted again");
     }
 }
 

@@ -67,7 +67,7 @@ async fn a_call_names_its_account_by_placeholder_or_prefix_or_not_at_all() {
         (format!("/{THIRD}/cgi-bin/user/info?{query}&access_token=stale"), THIRD),
         (format!("/{SECOND}/cgi-bin/user/info?{query}&access_token={}", placeholder(THIRD)), THIRD),
         (format!("/{APPID}/cgi-bin/user/info?{query}"), APPID),
-        (format!("/cgi-bin/user/info?{query}&access_token={}", &placeholder(SECOND)[..30]), APPID),
+        (format!("/cgi-bin/user/info?{query}&access_token={}", &placeholder(SECOND)[..40]), SECOND),
     ] {
         app.get(&target).await.assert_ok();
         assert_eq!(acted_as(&sim), expected, "{target}");
@@ -77,6 +77,7 @@ async fn a_call_names_its_account_by_placeholder_or_prefix_or_not_at_all() {
     let calls = sim.seen().len();
     for target in [
         format!("/cgi-bin/user/info?{query}&access_token={}", placeholder("wxffffffffffffffff")),
+        format!("/cgi-bin/user/info?{query}&access_token={}", &placeholder(SECOND)[..25]),
         format!("/wxffffffffffffffff/cgi-bin/user/info?{query}"),
     ] {
         let reply = app.get(&target).await;
