@@ -313,9 +313,14 @@ async fn serve_connection<S: Wire, H: Handler>(
         serving.as_mut().graceful_shutdown();
         serving.await
     };
-    if let Err(error) = outcome {
-        // Mostly an app that went away, or a head that is not HTTP, which hyper has answered with 400 or 431.
-        tracing::debug!(error = %Chain(&error), "a client connection ended with an error");
+    match outcome {
+        // hyper has answered with a bare 400, 414 or 431, so this line is where the reason is told.
+        Err(error) if error.is_parse() => {
+            tracing::info!(error = %Chain(&error), "refused a request that is not sound HTTP/1.1; nothing was sent");
+        }
+        // Mostly an app that went away.
+        Err(error) => tracing::debug!(error = %Chain(&error), "a client connection ended with an error"),
+        Ok(()) => {}
     }
 }
 

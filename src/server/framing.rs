@@ -100,7 +100,7 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
                 Err((good, violation)) => {
                     // The reply is hyper's and has no words, so this line is where the reason is told; once, as
                     // the connection ends.
-                    tracing::debug!(reason = %violation, "refused a request that is not sound HTTP/1.1");
+                    tracing::info!(reason = %violation, "a request can be read in two ways");
                     out.put_slice(&bytes[..good]);
                     this.poison = Some(hand_out(POISON, &mut out));
                 }
