@@ -37,6 +37,12 @@ macro_rules! causes {
 }
 
 causes! {
+    /// The request is not HTTP, can be read in two ways, or has a target that is no URI.
+    BadRequest => BAD_REQUEST, 40097, "bad-request";
+    /// The request target is longer than a URI may be.
+    TargetTooLong => URI_TOO_LONG, 40097, "target-too-long";
+    /// The request head is larger than `max_head`.
+    HeadTooLarge => REQUEST_HEADER_FIELDS_TOO_LARGE, 40097, "head-too-large";
     /// The request target is not a path of this host: absolute form, `*`, `//host/…`.
     BadTarget => BAD_REQUEST, 40097, "bad-target";
     /// The head has no `Host` (HTTP/1.1), or several.
@@ -96,6 +102,19 @@ impl Failure {
     /// A failure without a `Retry-After`.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), retry_after: None }
+    }
+
+    /// The reply as bytes, for where hyper does not write it. The connection ends with it.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let reply = self.reply();
+        let mut text = format!("HTTP/1.1 {}\r\nconnection: close\r\n", reply.status()).into_bytes();
+        for (name, value) in reply.headers().iter().filter(|(name, _)| *name != header::CONNECTION) {
+            text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        text.extend(format!("content-length: {}\r\n\r\n", reply.body().len()).bytes());
+        text.extend_from_slice(reply.body());
+        text
     }
 
     /// The reply's head and its whole body.

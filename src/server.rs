@@ -7,6 +7,7 @@
 
 pub mod entry;
 pub mod framing;
+mod wordless;
 
 use std::cell::Cell;
 use std::future::Future;
@@ -314,7 +315,7 @@ async fn serve_connection<S: Wire, H: Handler>(
         serving.await
     };
     match outcome {
-        // hyper has answered with a bare 400, 414 or 431, so this line is where the reason is told.
+        // The app is told that, and here what hyper found.
         Err(error) if error.is_parse() => {
             tracing::info!(error = %Chain(&error), "refused a request that is not sound HTTP/1.1; nothing was sent");
         }
@@ -366,6 +367,8 @@ struct AppSocket<S: Wire> {
     idle_timeout: Duration,
     /// Runs while the app takes nothing of what is written.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What goes out in place of a wordless refusal of hyper's, and how much of it has.
+    words: Option<(Vec<u8>, usize)>,
 }
 
 /// How long an app that has been told goodbye is still listened to.
@@ -392,7 +395,28 @@ impl Lingering {
 
 impl<S: Wire> AppSocket<S> {
     fn new(stream: S, connection: Connection, idle_timeout: Duration) -> Self {
-        Self { stream, connection, lingering: None, idle_timeout, stalled: None }
+        Self { stream, connection, lingering: None, idle_timeout, stalled: None, words: None }
+    }
+
+    /// Writes what hyper wants written, or better words for the same.
+    fn write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.words.is_none() {
+            match wordless::words(buf) {
+                Some(words) => self.words = Some((words, 0)),
+                None => return Pin::new(&mut self.stream).poll_write(cx, buf),
+            }
+        }
+        // hyper comes again with the same bytes until all of them are said to be written.
+        while let Some((words, done)) = &mut self.words {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, &words[*done..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => *done += n,
+            }
+            if *done == words.len() {
+                self.words = None;
+            }
+        }
+        Poll::Ready(Ok(buf.len()))
     }
 
     /// Passes on what became of a write; one that has waited too long fails. An app that stops reading would
@@ -454,7 +478,7 @@ impl<S: Wire> AsyncRead for AppSocket<S> {
 
 impl<S: Wire> AsyncWrite for AppSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = self.write(cx, buf);
         self.in_time(cx, written)
     }
 
@@ -463,7 +487,14 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = match bufs {
+            [one] => self.write(cx, one),
+            // What may be given words goes alone, after what is before it.
+            [before @ .., last] if wordless::words(last).is_some() => {
+                Pin::new(&mut self.stream).poll_write_vectored(cx, before)
+            }
+            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+        };
         self.in_time(cx, written)
     }
 

@@ -228,13 +228,7 @@ fn bad_connect(what: &str) -> Failure {
 /// Tells why, and ends the connection so that the words arrive.
 async fn refuse(stream: TcpStream, failure: &Failure) -> Opened {
     tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
-    let reply = failure.reply();
-    let mut text = format!("HTTP/1.1 {}\r\nconnection: close\r\n", reply.status()).into_bytes();
-    for (name, value) in reply.headers() {
-        text.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-    }
-    text.extend(format!("content-length: {}\r\n\r\n", reply.body().len()).bytes());
-    text.extend_from_slice(reply.body());
+    let text = failure.to_bytes();
     let mut socket = AppSocket::new(stream, Connection::default(), HANDSHAKE_TIMEOUT);
     if socket.write_all(&text).await.is_ok() {
         let _ = socket.shutdown().await;

@@ -27,6 +27,8 @@ async fn refused(rows: Vec<(&str, Vec<u8>)>, status: u16) {
         let reply = client.call(&raw).await;
         let shown = String::from_utf8_lossy(&raw[..raw.len().min(200)]).into_owned();
         assert_eq!((reply.status, reply.end), (status, End::Whole), "{why}: {shown:?} got {reply:?}");
+        let causes = ["bad-request", "request-body", "head-too-large"];
+        assert!(causes.contains(&reply.cause()), "{why}: every refusal has words and a cause: {reply:?}");
         client.assert_closed(why).await;
         assert_eq!(upstream.connections(), 0, "{why}: {shown:?} reached the upstream");
     }
@@ -254,7 +256,9 @@ async fn a_head_that_is_too_long_gets_431_and_a_target_that_is_gets_414() {
     // By default a target is too long for the head before it is too long for a target.
     let upstream = RawUpstream::start().await;
     let sidecar = Sidecar::configured(&upstream, |config| config.server.max_head = 256 * 1024).await;
-    for (length, status, cause) in [(65_534, 414, "-"), (200_000, 414, "-"), (65_533, 400, "bad-target")] {
+    for (length, status, cause) in
+        [(65_534, 414, "target-too-long"), (200_000, 414, "target-too-long"), (65_533, 400, "bad-target")]
+    {
         let reply = sidecar.call(line(&format!("GET /{} HTTP/1.1", "a".repeat(length)))).await;
         assert_eq!((reply.status, reply.cause()), (status, cause), "a target of {length} + 1 bytes");
     }
