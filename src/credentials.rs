@@ -60,13 +60,13 @@ impl fmt::Debug for AppId {
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes an AppSecret: 1 to 256 visible ASCII characters, surrounding white space (a file's last newline)
-    /// tolerated. WeChat's own are 32 hex digits.
+    /// Takes an AppSecret: 1 to 256 visible ASCII characters, surrounding white space (a file's last newline) and an
+    /// editor's byte order mark tolerated. WeChat's own are 32 hex digits.
     ///
     /// # Errors
     /// Says which rule was broken, without a character of the value.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let text = text.trim();
+        let text = text.trim_start_matches('\u{feff}').trim();
         if text.is_empty() {
             return Err("it is empty");
         }
@@ -167,6 +167,8 @@ mod tests {
         let path = dir.path().join("secret");
         std::fs::write(&path, "s3cret\n").unwrap();
         assert_eq!(read_secret_file(&path).unwrap().expose(), "s3cret");
+        std::fs::write(&path, "\u{feff}s3cret\r\n").unwrap();
+        assert_eq!(read_secret_file(&path).unwrap().expose(), "s3cret", "as Windows editors write it");
         std::fs::write(&path, "s3cret\nand more\n").unwrap();
         let told = read_secret_file(&path).unwrap_err();
         assert!(!told.contains("s3cret"), "{told}");

@@ -18,6 +18,10 @@ pub(super) async fn run(config: Config) -> u8 {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    if config.accounts.len() > 1 {
+        let (appid, accounts) = (&config.accounts[0].appid, config.accounts.len());
+        tracing::info!(default = %appid, accounts, "calls that name no account are made as the default one");
+    }
     let app = match App::bind(config) {
         Ok(app) => app,
         Err(error) => {
