@@ -285,6 +285,20 @@ mod tests {
         assert_eq!(written(&target).as_deref(), Ok("/sns/userinfo?openid=o"));
         let target = format!("/cgi-bin/component/x?component_access_token={placeholder}&a=1");
         assert_eq!(written(&target).as_deref(), Ok("/cgi-bin/component/x?a=1"));
+        for (target, action) in [
+            ("/cgi-bin/user/get?component_access_token=c", Action::KeepUserToken),
+            ("/cgi-bin/token?component_access_token=c", Action::AnswerToken),
+            ("/cgi-bin/stable_token?component_access_token=c", Action::AnswerToken),
+        ] {
+            let routes = routes();
+            let route = routes.find(&Method::GET, &target.parse().unwrap()).unwrap();
+            assert_eq!(route.action, action, "{target}: no parameter lets a token fetch through");
+        }
+        assert!(
+            written("/sns/jscode2session?component_access_token=c&js_code=1")
+                .unwrap()
+                .contains("&secret=our")
+        );
         let component = "/cgi-bin/component/api_query_auth?component_access_token=c";
         assert_eq!(written(component).as_deref(), Ok(component));
     }

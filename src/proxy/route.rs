@@ -162,16 +162,18 @@ impl Routes {
         }
         let query = target.query().unwrap_or_default();
         // Acting for a component or one of its merchants: the token is not ours to judge (wechat-api.md 4d).
-        let action = if params(query).any(|(name, _)| name == "component_access_token") {
-            Action::KeepUserToken
-        } else {
-            action
+        // SECURITY: only where ours would have gone. On a token path it would let a fetch through to WeChat, which
+        // voids the token of everyone else and shows the app a real one.
+        let mut action = match action {
+            Action::AppendToken if params(query).any(|(name, _)| name == "component_access_token") => {
+                Action::KeepUserToken
+            }
+            action => action,
         };
         let Some(mut account) = self.choose(query, prefix)? else {
             let account = &self.accounts[0];
             return Ok(Route { account, action: Action::AnswerUnknownAppid, target });
         };
-        let mut action = action;
         if let Action::AppendSecret(_) | Action::AnswerToken = action {
             let named = self.of_appid(query)?;
             if let (Asked::Ours(named), Prefix::Of(prefix)) = (&named, prefix)

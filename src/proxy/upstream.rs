@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -364,10 +363,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
         error = source;
     }
-    match error.downcast_ref::<io::Error>() {
-        Some(error) => error.to_string(),
-        None => error.to_string(),
-    }
+    error.to_string()
 }
 
 /// Idle connections, the one used last on top.
@@ -432,8 +428,7 @@ impl Pool {
     /// The other side closes connections it seems to keep.
     fn distrust(&self) {
         self.distrusted_until.set(Some(Instant::now() + DISTRUST));
-        let idle = self.idle.take();
-        drop(idle);
+        drop(self.idle.take());
     }
 
     fn sweep(&self) {
