@@ -2,26 +2,7 @@
 # The commands as a user meets them: help, exit codes, what is printed and what never is. Argument: the binary.
 set -euo pipefail
 
-binary="$(realpath "${1:?give the binary to test}")"
-appid=wx0123456789abcdef
-secret=0123456789abcdef0123456789abcdef
-work="$(mktemp -d)"
-# What is still to be ended; a process that was waited for is none of ours any more.
-pids=()
-clean() {
-  for pid in "${pids[@]}"; do
-    kill -KILL "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true
-  done
-  rm -rf "$work"
-}
-trap clean EXIT
-# No setting of whoever runs this may count.
-for name in $(compgen -e WECHAT_SIDECAR_ || true); do unset "$name"; done
-
-fail() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
+source "$(dirname "$0")/lib.sh" "$@"
 
 # expect CODE TITLE COMMAND...: the exit code; what was printed is in $work/out and $work/err.
 expect() {

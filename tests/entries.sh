@@ -3,19 +3,7 @@
 # the HTTPS proxy and the TLS listener. Argument: the binary. Node is tested where there is one.
 set -euo pipefail
 
-binary="$(realpath "${1:?give the binary to test}")"
-appid=wx0123456789abcdef
-work="$(mktemp -d)"
-pids=()
-clean() {
-  for pid in "${pids[@]}"; do
-    kill -KILL "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true
-  done
-  rm -rf "$work"
-}
-trap clean EXIT
-# No setting of whoever runs this may count.
-for name in $(compgen -e WECHAT_SIDECAR_ || true); do unset "$name"; done
+source "$(dirname "$0")/lib.sh" "$@"
 unset http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
 unset SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
 

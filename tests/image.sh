@@ -6,25 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
 
-binary="$(realpath "${1:?give the binary to test}")"
-appid=wx0123456789abcdef
-secret=0123456789abcdef0123456789abcdef
-work="$(mktemp -d)"
+source tests/lib.sh "$@"
 root="$work/root"
-# What is still to be ended; a process that was waited for is none of ours any more.
-pids=()
-clean() {
-  for pid in "${pids[@]}"; do
-    kill -KILL "$pid" 2> /dev/null && wait "$pid" 2> /dev/null || true
-  done
-  rm -rf "$work"
-}
-trap clean EXIT
-
-fail() {
-  echo "FAILED: $*" >&2
-  exit 1
-}
 
 # What the Dockerfile says, as USER=, ENTRYPOINT=, RUN= and HEALTH=; a statement that is missing ends it.
 python3 - Dockerfile > "$work/dockerfile" << 'PY'
