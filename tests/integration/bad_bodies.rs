@@ -296,3 +296,18 @@ async fn an_app_that_stops_reading_its_reply_is_let_go() {
     upstream.until("the end of the call", |log| log.seen.len() == 1 && log.open == 0).await;
     drop(client);
 }
+
+#[tokio::test]
+async fn a_token_request_that_is_too_large_is_told_what_helps() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let body = "x".repeat(100_000);
+    for path in ["/cgi-bin/stable_token", "/cgi-bin/clear_quota/v2"] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+        let reply = sidecar.call(head + &body).await;
+        reply.assert_ours(413, "body-too-large");
+        let text = reply.text();
+        assert!(text.contains("this path") && !text.contains("max_body"), "{path}: {text}");
+    }
+    assert_eq!(upstream.connections(), 0, "nothing reached the upstream");
+}
