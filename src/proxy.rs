@@ -40,7 +40,7 @@ use crate::proxy::route::{Action, Route, Routes, SecretForm};
 use crate::proxy::upstream::{NotAnswered, Reply, Upstream};
 use crate::server::{Connection, Handler};
 use crate::token::Token;
-use crate::token::keeper::{Refresh, Refusal};
+use crate::token::keeper::{Refresh, Refusal, Said};
 
 /// The limits of a call.
 #[derive(Clone, Debug)]
@@ -167,7 +167,7 @@ impl Proxy {
         // refresh: it names the token that was refused, whether this call can go again or not.
         let asked_at = Instant::now();
         let (appid, path) = (route.account.appid(), route.target.path());
-        let refusal = Refusal { errcode: refused, chronic: self.chronic.has(appid, path) };
+        let refusal = Refusal { said: Said::Errcode(refused), chronic: self.chronic.has(appid, path) };
         let refresh = route.account.keeper().refresh(&token, refusal, self.token_wait).await;
         record.token_wait += asked_at.elapsed();
         let fresh = match refresh {

@@ -3,7 +3,7 @@
 use wechat_sidecar::app::reach;
 use wechat_sidecar::config::Config;
 use wechat_sidecar::telemetry;
-use wechat_sidecar::token::source::{Source, TokenSource};
+use wechat_sidecar::token::source::{Source, TokenSource, Want};
 
 use super::{complain, say};
 
@@ -24,7 +24,7 @@ pub(super) async fn check(config: Config) -> u8 {
     for account in &config.accounts {
         let appid = &account.appid;
         let fetched = match Source::new(&config.source_for(account), appid.clone(), account.secret.clone()) {
-            Ok(source) => source.fetch().await.map_err(|error| error.sentence),
+            Ok(source) => source.fetch(Want::default()).await.map_err(|error| error.sentence),
             Err(error) => Err(error),
         };
         match fetched {

@@ -3,7 +3,7 @@
 //!
 //! [`StableSource`] is the default: in normal mode it hands everyone who asks the same token until its last five
 //! minutes, so replicas that know nothing of each other stay correct. [`ClassicSource`] voids the last token with
-//! every fetch. Neither ever forces a refresh: that is 20 a day, and an operator's act.
+//! every fetch. Neither ever forces a refresh by itself: that is 20 a day, and an operator's act.
 //!
 //! SECURITY: both send the AppSecret, one of them in the query. So an error is put into our own words, without its
 //! URL; a redirect is not followed; no proxy is taken from the environment.
@@ -65,8 +65,35 @@ pub trait TokenSource: Send + Sync + 'static {
     /// How often and how early it may be asked.
     fn pace(&self) -> Pace;
 
+    /// Where its tokens come from.
+    fn supplier(&self) -> Supplier {
+        Supplier::WeChat
+    }
+
     /// Asks once, for one token.
-    fn fetch(&self) -> impl Future<Output = Result<Token, FetchError>> + Send;
+    fn fetch(&self, want: Want<'_>) -> impl Future<Output = Result<Token, FetchError>> + Send;
+}
+
+/// Where tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supplier {
+    /// WeChat issues them: another token than the last is a new one.
+    WeChat,
+    /// A central token server passes them on: another token may be one it has had for long.
+    Central,
+    /// The store has them, and nobody here fetches.
+    Store,
+}
+
+/// What a fetch is for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Want<'a> {
+    /// The token that WeChat refused, if that is why.
+    pub refused: Option<&'a Token>,
+    /// WeChat had taken that token before, and the call was none of those that are refused whatever the token.
+    pub news: bool,
+    /// Void whatever token there is: `force_refresh`, of which WeChat grants 20 a day. Only ever a person's wish.
+    pub force: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.
@@ -79,8 +106,12 @@ impl<S: TokenSource> TokenSource for Arc<S> {
         (**self).pace()
     }
 
-    fn fetch(&self) -> impl Future<Output = Result<Token, FetchError>> + Send {
-        (**self).fetch()
+    fn supplier(&self) -> Supplier {
+        (**self).supplier()
+    }
+
+    fn fetch(&self, want: Want<'_>) -> impl Future<Output = Result<Token, FetchError>> + Send {
+        (**self).fetch(want)
     }
 }
 
@@ -168,10 +199,10 @@ impl TokenSource for Source {
         }
     }
 
-    async fn fetch(&self) -> Result<Token, FetchError> {
+    async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
         match self {
-            Self::Stable(source) => source.fetch().await,
-            Self::Classic(source) => source.fetch().await,
+            Self::Stable(source) => source.fetch(want).await,
+            Self::Classic(source) => source.fetch(want).await,
         }
     }
 }
@@ -196,13 +227,13 @@ impl TokenSource for StableSource {
         STABLE
     }
 
-    async fn fetch(&self) -> Result<Token, FetchError> {
+    async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
         let secret = self.0.secret();
         let question = Question {
             grant_type: "client_credential",
             appid: self.0.appid.as_str(),
             secret: secret.expose(),
-            force_refresh: false,
+            force_refresh: want.force,
         };
         // SECURITY: room enough that it never moves and leaves a copy; wiped when the request lets go of it.
         let mut body = Zeroizing::new(Vec::with_capacity(1024));
@@ -246,7 +277,8 @@ impl TokenSource for ClassicSource {
         CLASSIC
     }
 
-    async fn fetch(&self) -> Result<Token, FetchError> {
+    /// Every fetch voids the token before it, so there is nothing to force.
+    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
         let secret = self.0.secret();
         let target = Zeroizing::new(format!(
             "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",

@@ -5,6 +5,7 @@
 //! - [`Backoff`]: after fetches that failed.
 //! - [`Refusals`]: after fetches that brought what WeChat then refused.
 //! - [`Budget`]: over all of them, so that no bug of ours burns a daily quota.
+//! - [`ForceBudget`]: over those that void the token, of which WeChat grants 20 a day.
 
 use std::time::Duration;
 
@@ -133,6 +134,40 @@ impl Budget {
     }
 }
 
+/// Forced refreshes that WeChat grants a day, and how far apart (`wechat-api.md` 2): a call that comes sooner is
+/// answered with the token there is, and counts all the same.
+const FORCED_A_DAY: usize = 20;
+const FORCED_APART: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is left of WeChat's budget for forced refreshes, as far as this process knows.
+#[derive(Default)]
+pub(super) struct ForceBudget(Vec<Instant>);
+
+impl ForceBudget {
+    /// Takes one forced refresh.
+    ///
+    /// # Errors
+    /// A sentence that says why not, and when.
+    pub(super) fn take(&mut self) -> Result<(), String> {
+        self.0.retain(|at| at.elapsed() < DAY);
+        let since = self.0.last().map(Instant::elapsed);
+        if let Some(wait) = since.and_then(|since| FORCED_APART.checked_sub(since)).filter(|w| !w.is_zero()) {
+            let wait = wait.as_secs_f64().ceil();
+            return Err(format!(
+                "WeChat takes one forced refresh in 30 s, and the last was just now; try again in {wait} s"
+            ));
+        }
+        if self.0.len() >= FORCED_A_DAY {
+            return Err(format!(
+                "WeChat grants {FORCED_A_DAY} forced refreshes a day, and they are used up; an unforced refresh is always possible"
+            ));
+        }
+        self.0.push(Instant::now());
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::advance;
@@ -241,5 +276,18 @@ mod tests {
             assert_eq!(budget.take(), Ok(()));
         }
         assert!(budget.take().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn twenty_forced_refreshes_a_day_and_no_two_within_30_seconds() {
+        let mut budget = ForceBudget::default();
+        for _ in 0..20 {
+            assert_eq!(budget.take(), Ok(()));
+            assert!(budget.take().unwrap_err().contains("in 30 s"));
+            advance(secs(30)).await;
+        }
+        assert!(budget.take().unwrap_err().contains("a day"));
+        advance(secs(86_400 - 20 * 30)).await;
+        assert_eq!(budget.take(), Ok(()));
     }
 }

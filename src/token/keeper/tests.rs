@@ -6,10 +6,10 @@ mod shared;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::advance;
+use tokio::time::{advance, sleep, sleep_until};
 
 use super::*;
-use crate::token::source::FetchError;
+use crate::token::source::{Class, FetchError, Pace, Want};
 use crate::token::store::MemoryStore;
 
 const WAIT: Duration = Duration::from_secs(2);
@@ -17,7 +17,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// The kind of refusal that has to wait for the breaker.
-const CHRONIC: Refusal = Refusal { errcode: 40001, chronic: true };
+const CHRONIC: Refusal = Refusal { said: Said::Errcode(40001), chronic: true };
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -148,7 +148,7 @@ impl TokenSource for WeChat {
         }
     }
 
-    async fn fetch(&self) -> Result<Token, FetchError> {
+    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
         let latency = self.with(|rules| {
             rules.fetches.push(Instant::now());
             rules.latency
@@ -620,7 +620,7 @@ async fn a_new_secret_and_a_person_go_past_the_backoff() {
     another(keeper.fetch_now(Reason::SecretChange, WAIT).await);
     assert!(began.elapsed() < secs(1));
     assert!(keeper.current().is_some() && keeper.status().failure.is_none());
-    assert!(matches!(keeper.fetch_now(Reason::Operator, WAIT).await, Refresh::Same(_)));
+    assert!(matches!(keeper.fetch_now(Reason::Operator { force: false }, WAIT).await, Refresh::Same(_)));
     assert_eq!(wechat.fetches(), 3);
 }
 

@@ -63,7 +63,7 @@ async fn failure(endpoint: Endpoint, origin: &str) -> FetchError {
 }
 
 async fn failure_of(source: &Source) -> FetchError {
-    let error = source.fetch().await.unwrap_err();
+    let error = source.fetch(Want::default()).await.unwrap_err();
     let told = format!("{error:?}");
     assert!(!told.contains(SECRET) && !told.contains("456789abcdef"), "{told}");
     assert!(!told.contains("cgi-bin") && !told.contains("TOK"), "{told}");
@@ -73,7 +73,7 @@ async fn failure_of(source: &Source) -> FetchError {
 #[tokio::test]
 async fn stable_token_is_asked_in_normal_mode_with_the_secret_in_the_body() {
     let (origin, asked) = answering(TOKEN).await;
-    let token = source(Endpoint::Stable, &origin).fetch().await.unwrap();
+    let token = source(Endpoint::Stable, &origin).fetch(Want::default()).await.unwrap();
     assert_eq!(token.expose(), "TOK");
     assert!(token.remaining() > Duration::from_secs(7190));
     let asked = asked.await.unwrap();
@@ -102,7 +102,7 @@ async fn stable_token_is_asked_in_normal_mode_with_the_secret_in_the_body() {
 #[tokio::test]
 async fn classic_token_is_asked_with_the_secret_escaped_in_the_query() {
     let (origin, asked) = answering(TOKEN).await;
-    assert_eq!(source(Endpoint::Classic, &origin).fetch().await.unwrap().expose(), "TOK");
+    assert_eq!(source(Endpoint::Classic, &origin).fetch(Want::default()).await.unwrap().expose(), "TOK");
     let asked = asked.await.unwrap();
     assert!(
         asked.starts_with(
@@ -118,7 +118,7 @@ async fn another_secret_is_used_from_the_next_fetch_on() {
     let (origin, asked) = answering(TOKEN).await;
     let source = source(Endpoint::Stable, &origin);
     source.replace_secret(Secret::parse("another").unwrap());
-    source.fetch().await.unwrap();
+    source.fetch(Want::default()).await.unwrap();
     assert!(asked.await.unwrap().contains(r#""secret":"another""#));
 }
 

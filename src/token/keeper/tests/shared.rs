@@ -1,6 +1,8 @@
 //! The keeper beside a store: replicas that share one, and one that fails.
 
 use super::*;
+use crate::token::source::Supplier;
+use crate::token::store::{Kept, Standing, StoreError};
 
 /// A store that many replicas share, and that can be out of order or slow.
 #[derive(Clone, Default)]
@@ -39,7 +41,7 @@ impl TokenStore for Shared {
         "shared"
     }
 
-    async fn load(&self) -> Result<Option<Token>, StoreError> {
+    async fn load(&self) -> Result<Option<Kept>, StoreError> {
         self.mood().await?;
         self.memory.load().await
     }
@@ -49,9 +51,18 @@ impl TokenStore for Shared {
         self.memory.save(token).await
     }
 
+    async fn refuse(&self, token: &Token, news: bool) -> Result<(), StoreError> {
+        self.mood().await?;
+        self.memory.refuse(token, news).await
+    }
+
     async fn lease(&self) -> Result<Option<Self::Lease>, StoreError> {
         self.mood().await?;
         self.memory.lease().await
+    }
+
+    fn news(&self) -> watch::Receiver<()> {
+        self.memory.news()
     }
 }
 
@@ -108,17 +119,205 @@ async fn a_store_that_is_down_or_hangs_costs_no_call() {
         another(keeper.refresh(&old, CHRONIC, WAIT).await);
         store.is_now(Mood::Well);
         sleep(2 * HOUR).await;
-        assert_eq!(store.load().await.unwrap(), keeper.current(), "it is used again when it is well");
+        assert_eq!(
+            store.load().await.unwrap().map(|kept| kept.token),
+            keeper.current(),
+            "it is used again when it is well"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_never_given_back_delays_a_fetch_by_a_second_and_no_more() {
+async fn a_lease_that_is_never_given_back_delays_a_fetch_by_as_long_as_one_may_take_and_no_more() {
     let wechat = WeChat::stable();
     let store = Shared::default();
     let _held = store.lease().await.unwrap().unwrap();
     let (keeper, _worker) = wechat.kept_in(store);
     let began = Instant::now();
-    keeper.token(WAIT).await.unwrap();
-    assert!(began.elapsed() < Duration::from_millis(1200), "{:?}", began.elapsed());
+    keeper.token(secs(60)).await.unwrap();
+    assert!(began.elapsed() < secs(13), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_replica_fetches_the_others_serve_at_once() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let (one, _worker) = wechat.kept_in(store.clone());
+    let old = one.token(WAIT).await.unwrap();
+    let (mut other, _worker) = wechat.kept_in(store.clone());
+    assert_eq!(other.token(WAIT).await.unwrap(), old);
+    old.mark_accepted();
+    sleep(HOUR).await;
+    wechat.with(Rules::rotate);
+    let new = another(one.refresh(&old, CHRONIC, WAIT).await);
+    let began = Instant::now();
+    while other.current() != Some(new.clone()) {
+        assert!(other.changed().await);
+    }
+    assert!(began.elapsed() < secs(1), "{:?}", began.elapsed());
+    assert_eq!(wechat.fetches(), 2);
+    assert_eq!(other.status().foreign_rotations, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_at_other_replicas_wait_for_the_next_token_once_theirs_was_refused_at_one() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let (one, _worker) = wechat.kept_in(store.clone());
+    let (other, _other_worker) = wechat.kept_in(store.clone());
+    let old = one.token(WAIT).await.unwrap();
+    assert_eq!(other.token(WAIT).await.unwrap(), old);
+    old.mark_accepted();
+    wechat.with(|rules| {
+        rules.rotate();
+        rules.latency = secs(1);
+    });
+    let refreshing = tokio::spawn({
+        let (one, old) = (one.clone(), old.clone());
+        async move { one.refresh(&old, Refusal { chronic: false, ..CHRONIC }, WAIT).await }
+    });
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(other.current(), None, "it is known here, too");
+    let new = other.token(WAIT).await.unwrap();
+    assert_eq!(Refresh::Another(new), refreshing.await.unwrap());
+    assert_eq!(wechat.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_token_is_served_when_no_other_can_be_had() {
+    let wechat = WeChat::stable();
+    let store = Shared::default();
+    let (keeper, _worker) = wechat.kept_in(store.clone());
+    let token = keeper.token(WAIT).await.unwrap();
+    wechat.with(|rules| rules.latency = secs(8));
+    store.refuse(&token, true).await.unwrap();
+    sleep(secs(1)).await;
+    let began = Instant::now();
+    assert_eq!(keeper.token(WAIT).await.unwrap(), token, "it may be good after all");
+    assert_eq!(began.elapsed(), WAIT);
+    wechat.fails(busy());
+    sleep(secs(8)).await;
+    assert_eq!(keeper.current(), Some(token), "and it lives");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_another_replica_cannot_cure_is_cured_here_and_within_the_breaker() {
+    let wechat = WeChat::stable();
+    let store = Shared::default();
+    let (keeper, _worker) = wechat.kept_in(store.clone());
+    let token = keeper.token(WAIT).await.unwrap();
+    wechat.with(Rules::rotate);
+    store.refuse(&token, true).await.unwrap();
+    sleep(secs(1)).await;
+    let next = keeper.current().unwrap();
+    assert_eq!(next.expose(), "TOKEN_2");
+    // Reports of calls that are refused whatever the token do not make it hammer.
+    for _ in 0..600 {
+        store.refuse(&next, false).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!((4..=8).contains(&(wechat.fetches() - 2)), "{}", wechat.fetches());
+    assert_eq!(keeper.current(), Some(next));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_lost_its_token_is_given_it_again_and_an_older_one_is_not_taken_from_it() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let (one, _worker) = wechat.kept_in(store.clone());
+    let old = one.token(WAIT).await.unwrap();
+    let (_other, _other_worker) = wechat.kept_in(store.clone());
+    old.mark_accepted();
+    sleep(HOUR).await;
+    wechat.with(Rules::rotate);
+    let new = another(one.refresh(&old, CHRONIC, WAIT).await);
+    sleep(secs(1)).await;
+    for lost in [None, Some(Kept { token: old.clone(), standing: Standing::Good })] {
+        store.memory.becomes(lost);
+        sleep(secs(2)).await;
+        assert_eq!(store.load().await.unwrap().unwrap().token, new);
+        assert_eq!(one.current(), Some(new.clone()));
+    }
+    assert_eq!(wechat.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_that_lose_their_store_leave_a_live_token_alone_and_agree_again_when_it_is_back() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let replicas: Vec<_> = (0..5).map(|_| wechat.kept_in(store.clone())).collect();
+    let old = replicas[0].0.token(WAIT).await.unwrap();
+    // Through the time in which it is renewed ahead, until five minutes before its end.
+    sleep_until(old.expires_at() - secs(700)).await;
+    store.is_now(Mood::Down);
+    sleep_until(old.expires_at() - secs(310)).await;
+    assert_eq!(wechat.fetches(), 1, "nobody fetches alone");
+    store.is_now(Mood::Well);
+    sleep(secs(30)).await;
+    assert_eq!(wechat.fetches(), 2, "one fetches for all");
+    // Where they cannot wait, each fetches, and the newest is everyone's as soon as the store is back.
+    store.is_now(Mood::Hanging);
+    let new = replicas[0].0.current().unwrap();
+    sleep_until(new.expires_at() + secs(1)).await;
+    assert_eq!(wechat.fetches(), 2 + 5);
+    store.is_now(Mood::Well);
+    store.memory.poke();
+    sleep(secs(10)).await;
+    let tokens: Vec<_> = replicas.iter().map(|(keeper, _)| keeper.current().unwrap()).collect();
+    assert!(tokens.iter().all(|token| token.expose() == "TOKEN_7"), "{tokens:?}");
+    assert_eq!(wechat.fetches(), 7);
+}
+
+/// One who never fetches.
+struct Follower;
+
+impl TokenSource for Follower {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    fn pace(&self) -> Pace {
+        Pace { ahead: secs(120), ..WeChat::stable().pace() }
+    }
+
+    fn supplier(&self) -> Supplier {
+        Supplier::Store
+    }
+
+    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
+        Err(FetchError::transient("nobody fetches"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_lives_by_the_store_and_says_when_nobody_fetches() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let appid = AppId::parse("wx0123456789abcdef").unwrap();
+    let (follower, worker) = TokenKeeper::new(appid, Follower, store.clone());
+    let _following = tokio::spawn(worker.run());
+    let told = follower.token(secs(30)).await.unwrap_err();
+    assert!(told.message.contains("nobody fetches"), "{}", told.message);
+    let (fetcher, fetching) = wechat.kept_in(store.clone());
+    let token = fetcher.token(WAIT).await.unwrap();
+    sleep(secs(1)).await;
+    assert_eq!(follower.token(WAIT).await.unwrap(), token);
+    assert_eq!(follower.status().failure, None);
+    // What is refused there is cured by the one who fetches.
+    token.mark_accepted();
+    let held = follower.current().unwrap();
+    held.mark_accepted();
+    wechat.with(Rules::rotate);
+    let news = Refusal { chronic: false, ..CHRONIC };
+    let next = another(follower.refresh(&held, news, WAIT).await);
+    assert_eq!((next.expose(), wechat.fetches()), ("TOKEN_3", 2), "the rotation was TOKEN_2");
+    let failures = follower.status().failures;
+    sleep(DAY).await;
+    assert_eq!(follower.current(), fetcher.current());
+    assert_eq!(follower.status().failures, failures, "nothing is missed");
+    // Until it is gone.
+    drop(fetcher);
+    fetching.abort();
+    sleep(3 * HOUR).await;
+    assert!(follower.token(WAIT).await.unwrap_err().message.contains("nobody fetches"));
 }

@@ -1,0 +1,608 @@
+//! The one who fetches one account's token and writes it: [`Worker`].
+//!
+//! It walks one line, over and over: `wake → load → adopt? → lease → load again → adopt? → fetch → save → publish →
+//! release → sleep` ([`Worker::run`], then `renew`). Between its rounds it listens to the store (`hear`): what another
+//! replica fetched is adopted at once, and what another replica had refused is known here before a call finds out.
+//!
+//! The store decides which of two tokens is the newer one, since it alone sees every save; a store that lost the
+//! newest, by a restart or a failover, is given it again.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::pacing::{Backoff, Budget, ForceBudget, Refusals, due};
+use super::{Ask, REMEMBERED, Reason, Refresh, Refusal, Said, State};
+use crate::credentials::AppId;
+use crate::token::Token;
+use crate::token::source::{Class, FetchError, Pace, Supplier, TokenSource, Want};
+use crate::token::store::{Kept, Standing, StoreError, TokenStore};
+
+/// The one who fetches one account's token and writes it.
+pub struct Worker<S: TokenSource, T: TokenStore> {
+    appid: AppId,
+    source: S,
+    store: T,
+    state: watch::Sender<State>,
+    asks: mpsc::Receiver<Ask>,
+    news: watch::Receiver<()>,
+    pace: Pace,
+    /// Why the next round, if nobody asks for one before, will be.
+    next_reason: Reason,
+    /// What the last round comes to for those who waited for it.
+    answer: Refresh,
+    backoff: Backoff,
+    refusals: Refusals,
+    /// The round under way is one that the breaker on refusals counts.
+    governed: bool,
+    /// The refusal that the round under way is for says that the token is bad, not that the call was.
+    is_news: bool,
+    budget: Budget,
+    forced: ForceBudget,
+    fetched_at: Option<Instant>,
+    /// The store has failed in this round: it is not waited for again before there is a token to save.
+    store_is_out: bool,
+    /// The store has failed, it was said, and it has not worked since.
+    store_failed: bool,
+    /// The store may not have the token that is served.
+    unsaved: bool,
+    healed_at: Option<Instant>,
+    failure_told: Option<(Class, Option<i64>, Instant)>,
+    foreign_told: Option<Instant>,
+}
+
+/// However short its life, a token is not fetched again sooner.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest a store may take for one thing. The calls that wait for a token have about 2 s.
+const STORE_PATIENCE: Duration = Duration::from_millis(500);
+/// While another replica holds the lease it is fetching: its token is news, and a lease that it left behind is found by
+/// asking again this often.
+const LEASE_PAUSE: Duration = Duration::from_millis(100);
+/// A lease that is held for longer than a fetch may take is not waited for.
+const LEASE_PATIENCE: Duration = Duration::from_secs(12);
+/// How long one who never fetches waits for the others to do it.
+const FOLLOW_PATIENCE: Duration = Duration::from_secs(5);
+/// Where a fetch voids the token before it, one who cannot ask the store leaves a live token alone until its last
+/// minutes: the store may be back by then, and a fetch by each replica would void those of the others.
+const SOLO_AHEAD: Duration = Duration::from_secs(240);
+/// By how much more, by chance, so that replicas without their store do not fetch at the same moment.
+const SOLO_JITTER: Duration = Duration::from_secs(60);
+/// And looks for the store this often.
+const SOLO_PAUSE: Duration = Duration::from_secs(5);
+/// Two replicas know of one fetch when it was by their own clocks, give or take the time a message takes.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
+/// A refused token with more life than this did not end by itself: WeChat renews in the last five minutes.
+const YOUNG: Duration = Duration::from_secs(300);
+/// A failure that goes on is told again after this long.
+const TELL_FAILURE_AGAIN: Duration = Duration::from_secs(600);
+/// And someone else who fetches, after this long.
+const TELL_FOREIGN_AGAIN: Duration = Duration::from_secs(3600);
+
+/// What wakes the worker.
+enum Wake {
+    /// A round is due, or someone asks for one.
+    Round(Reason, Option<Ask>),
+    /// The store may have something new.
+    News,
+}
+
+/// What a round comes to when it does not fail.
+enum Renewed {
+    /// A token, new or the same.
+    Brought(Refresh),
+    /// The token lives long enough to try again after this long.
+    Later(Duration),
+}
+
+/// What the store has to say.
+enum Found {
+    /// Nothing that we did not know.
+    Nothing,
+    /// A token that is to be served from now on.
+    Better(Token),
+    /// The token that we serve was refused at another replica.
+    Refused { news: bool },
+}
+
+/// How it stands with the right to fetch.
+enum Right<L> {
+    /// To fetch, with the lease or without one: it only saves fetches.
+    Fetch(Option<L>),
+    /// The one who had it has fetched.
+    Adopt(Token),
+}
+
+impl<S: TokenSource, T: TokenStore> Worker<S, T> {
+    pub(super) fn new(
+        appid: AppId,
+        source: S,
+        store: T,
+        state: watch::Sender<State>,
+        asks: mpsc::Receiver<Ask>,
+    ) -> Self {
+        let (pace, news) = (source.pace(), store.news());
+        Self {
+            appid,
+            source,
+            store,
+            state,
+            asks,
+            news,
+            pace,
+            next_reason: Reason::Startup,
+            answer: Refresh::No("nothing was fetched yet".to_owned()),
+            backoff: Backoff::default(),
+            refusals: Refusals::new(&pace),
+            governed: false,
+            is_news: false,
+            budget: Budget::new(&pace),
+            forced: ForceBudget::default(),
+            fetched_at: None,
+            store_is_out: false,
+            store_failed: false,
+            unsaved: false,
+            healed_at: None,
+            failure_told: None,
+            foreign_told: None,
+        }
+    }
+
+    /// Keeps the token alive until the last keeper is gone.
+    pub async fn run(mut self) {
+        self.introduce();
+        while let Some(wake) = self.wake().await {
+            let (reason, ask) = match wake {
+                Wake::Round(reason, ask) => (reason, ask),
+                Wake::News => match self.hear().await {
+                    Some(reason) => (reason, None),
+                    None => continue,
+                },
+            };
+            let renewed = self.renew(&reason).await;
+            self.settle(reason, renewed);
+            if let Some(ask) = ask {
+                // The others who wait for this round are in the queue, and answered when the worker comes to them.
+                let _ = ask.reply.send(self.answer.clone());
+            }
+        }
+    }
+
+    /// Sleeps until a round is due, someone asks for one that may be, or the store has news. `None` when nobody is
+    /// left to fetch for.
+    async fn wake(&mut self) -> Option<Wake> {
+        loop {
+            let next_at = self.state.borrow().next_at;
+            tokio::select! {
+                biased;
+                () = sleep_until(next_at) => return Some(Wake::Round(self.next_reason.clone(), None)),
+                ask = self.asks.recv() => {
+                    if let Some(ask) = self.answer(ask?) {
+                        return Some(Wake::Round(ask.reason.clone(), Some(ask)));
+                    }
+                }
+                () = heard(&mut self.news) => return Some(Wake::News),
+            }
+        }
+    }
+
+    /// Adopts what another replica fetched, or says why a round is wanted.
+    async fn hear(&mut self) -> Option<Reason> {
+        self.store_is_out = false;
+        match self.look(None).await {
+            Found::Nothing => None,
+            Found::Better(token) => {
+                let adopted = self.publish(token, &Reason::News, "adopted a token from the store");
+                self.settle(Reason::News, Ok(Renewed::Brought(adopted)));
+                None
+            }
+            Found::Refused { news } => {
+                let refused = self.state.borrow().live_token()?;
+                if news {
+                    refused.mark_accepted();
+                }
+                let refusal = Refusal { said: Said::Elsewhere, chronic: !news };
+                // What holds back our own refusals holds back those of others.
+                self.why_not(&refused, refusal).is_none().then(|| self.reject(refused, refusal))
+            }
+        }
+    }
+
+    /// One round: load → adopt? → lease → load again → adopt? → fetch → save → publish → release.
+    async fn renew(&mut self, reason: &Reason) -> Result<Renewed, FetchError> {
+        let elsewhere =
+            matches!(reason, Reason::Reject { refusal: Refusal { said: Said::Elsewhere, .. }, .. });
+        self.state.send_modify(|state| {
+            state.busy = true;
+            // Not while fetches fail: what may be good after all is then better than nothing.
+            state.suspect = elsewhere && state.failure.is_none();
+        });
+        self.store_is_out = false;
+        if let Some(token) = self.adoptable(reason).await {
+            return Ok(self.adopt(token, reason));
+        }
+        if let Some(wait) = self.can_wait_for_the_store(reason) {
+            return Ok(Renewed::Later(wait));
+        }
+        let lease = match self.right(reason).await {
+            Right::Fetch(lease) => lease,
+            Right::Adopt(token) => return Ok(self.adopt(token, reason)),
+        };
+        if let Some(token) = self.adoptable(reason).await {
+            return Ok(self.adopt(token, reason));
+        }
+        self.spread(reason).await;
+        let token = self.fetch(reason).await?;
+        if let Some(ours) = self.newer_than(&token, reason) {
+            return Ok(Renewed::Brought(Refresh::Same(ours)));
+        }
+        self.notice_foreign_fetch(&token, reason);
+        self.save(&token).await;
+        let brought = self.publish(token, reason, "fetched a token");
+        drop(lease);
+        Ok(Renewed::Brought(brought))
+    }
+
+    fn adopt(&mut self, token: Token, reason: &Reason) -> Renewed {
+        Renewed::Brought(self.publish(token, reason, "adopted a token from the store"))
+    }
+
+    /// Ends a round: when the next one is, and what those who waited are told.
+    fn settle(&mut self, reason: Reason, renewed: Result<Renewed, FetchError>) {
+        self.is_news = false;
+        if std::mem::take(&mut self.governed) {
+            self.refusals.end(matches!(renewed, Ok(Renewed::Brought(Refresh::Same(_)))));
+        }
+        let (wait, failure) = match renewed {
+            Ok(Renewed::Brought(brought)) => {
+                self.answer = brought;
+                self.backoff = Backoff::default();
+                self.next_reason = Reason::Ahead;
+                (self.until_due(), None)
+            }
+            Ok(Renewed::Later(wait)) => (wait, None),
+            Err(failure) => {
+                self.answer = Refresh::No(failure.sentence.clone());
+                let wait = self.backoff.after(&failure);
+                self.tell_failure(&failure, &reason, wait);
+                self.next_reason = match reason {
+                    // A person asks again; by itself nothing is ever forced.
+                    Reason::Operator { .. } => Reason::Ahead,
+                    // The want stays: it is tried again for the same reason until it succeeds.
+                    reason => reason,
+                };
+                (wait, Some(failure))
+            }
+        };
+        if failure.is_none() && self.failure_told.take().is_some() {
+            tracing::info!(appid = %self.appid, "token fetches succeed again");
+        }
+        self.state.send_modify(|state| {
+            (state.busy, state.suspect) = (false, false);
+            state.rounds += 1;
+            state.failures += u64::from(failure.is_some());
+            state.failure = failure;
+            state.next_at = Instant::now() + wait;
+        });
+    }
+
+    /// Answers an ask, or hands it back when only a round can.
+    fn answer(&mut self, ask: Ask) -> Option<Ask> {
+        // Its call is gone; it costs nothing.
+        if ask.reply.is_closed() {
+            return None;
+        }
+        let (current, rounds) = {
+            let state = self.state.borrow();
+            (state.live_token(), state.rounds)
+        };
+        let answer = match (current, &ask.reason) {
+            (Some(token), Reason::Reject { refused, .. }) if token != *refused => Refresh::Another(token),
+            // The round before may have been made with the secret before.
+            (_, Reason::SecretChange) => return Some(ask),
+            (_, Reason::Operator { force: true }) => match self.forced.take() {
+                Ok(()) => return Some(ask),
+                Err(why) => Refresh::No(why),
+            },
+            // A round has ended since it was made, which makes it one of those who waited for that round. Not so
+            // where that round brought the very token that is refused here: it was published before it ended.
+            _ if ask.rounds < rounds && !self.answer.brings_refused(&ask.reason) => self.answer.clone(),
+            (_, Reason::Reject { refused, refusal }) => match self.why_not(refused, *refusal) {
+                Some(why) => Refresh::No(why),
+                None => {
+                    self.reject(refused.clone(), *refusal);
+                    return Some(ask);
+                }
+            },
+            _ => return Some(ask),
+        };
+        // Gone in this very moment is no different from gone before.
+        let _ = ask.reply.send(answer);
+        None
+    }
+
+    /// A round begins because `refused` was.
+    fn reject(&mut self, refused: Token, refusal: Refusal) -> Reason {
+        let (appid, token) = (&self.appid, refused.fingerprint());
+        match refusal.said {
+            Said::Errcode(errcode) => tracing::info!(%appid, %token, errcode, "WeChat refused the token"),
+            Said::Reported => tracing::info!(%appid, %token, "the token was reported as refused"),
+            Said::Elsewhere => tracing::info!(%appid, %token, "WeChat refused the token at another replica"),
+        }
+        self.is_news = !refusal.chronic && refused.was_accepted();
+        self.governed = !self.is_news;
+        if self.governed {
+            self.refusals.begin(&refused);
+        }
+        refused.forget_accepted();
+        Reason::Reject { refused, refusal }
+    }
+
+    /// Why a refusal of `refused` may not have a fetch now.
+    fn why_not(&self, refused: &Token, refusal: Refusal) -> Option<String> {
+        let state = self.state.borrow();
+        if let Some(failure) = &state.failure {
+            let next = state.next_at.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
+            return Some(format!("{}; next attempt in {next} s", failure.sentence));
+        }
+        if !refusal.chronic && refused.was_accepted() {
+            return None;
+        }
+        let wait = self.refusals.wait(refused);
+        (state.live_token().is_some() && !wait.is_zero()).then(|| {
+            format!(
+                "WeChat refuses what it issues: fetching did not help the last time, so the next fetch for a refusal is in {} s",
+                wait.as_secs_f64().ceil()
+            )
+        })
+    }
+
+    /// The store's token, if it is to be served from now on. One who wants a fetch for its own sake adopts nothing.
+    async fn adoptable(&mut self, reason: &Reason) -> Option<Token> {
+        if matches!(reason, Reason::SecretChange | Reason::Operator { .. }) {
+            return None;
+        }
+        match self.look(reason.refused()).await {
+            Found::Better(token) => Some(token),
+            Found::Nothing | Found::Refused { .. } => None,
+        }
+    }
+
+    /// Looks into the store: what it has that we do not, or gives it what we have and it lost. `refused` is the token
+    /// that the round under way is to replace.
+    async fn look(&mut self, refused: Option<&Token>) -> Found {
+        if self.store_is_out {
+            return Found::Nothing;
+        }
+        let ours = self.state.borrow().live_token().filter(|ours| Some(ours) != refused);
+        if let (true, Some(ours)) = (self.unsaved, &ours) {
+            self.save(ours).await;
+        }
+        if self.store_is_out {
+            return Found::Nothing;
+        }
+        let loaded = timeout(STORE_PATIENCE, self.store.load()).await;
+        let Some(kept) = self.of_store(loaded) else { return Found::Nothing };
+        let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
+        let newest = self.state.borrow().token.clone();
+        let lost = newest.is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
+        match (standing, ours) {
+            (Standing::Refused { news }, Some(ours)) if token == ours => Found::Refused { news },
+            (Standing::Good, Some(ours)) if token == ours => Found::Nothing,
+            (_, ours) if lost => self.heal(ours).await,
+            (Standing::Good, _) if token.is_alive() && Some(&token) != refused => Found::Better(token),
+            (Standing::Good | Standing::Refused { .. }, _) => Found::Nothing,
+        }
+    }
+
+    /// The store lost our token, by a restart or by a failover to one that never had it. Not more than once a second:
+    /// a store without room may lose it again at once.
+    async fn heal(&mut self, ours: Option<Token>) -> Found {
+        if let Some(ours) = ours.filter(|_| self.healed_at.is_none_or(|at| at.elapsed() >= LEAST_PAUSE))
+            && self.source.supplier() != Supplier::Store
+        {
+            self.healed_at = Some(Instant::now());
+            self.save(&ours).await;
+        }
+        Found::Nothing
+    }
+
+    /// How long a token that lives can do without the store, if a fetch without it would harm the other replicas.
+    fn can_wait_for_the_store(&self, reason: &Reason) -> Option<Duration> {
+        if !self.store_is_out || *reason != Reason::Ahead || !self.pace.voids_the_last {
+            return None;
+        }
+        let left = self.state.borrow().live_token()?.remaining();
+        let until = SOLO_AHEAD + SOLO_JITTER.mul_f64(fastrand::f64());
+        left.checked_sub(until).filter(|wait| !wait.is_zero()).map(|wait| wait.min(SOLO_PAUSE))
+    }
+
+    /// The right to fetch, or the token of the one who has it. It only saves fetches, so a round goes on without it
+    /// where the store is out, or the lease is held for too long.
+    async fn right(&mut self, reason: &Reason) -> Right<T::Lease> {
+        let follows = self.source.supplier() == Supplier::Store;
+        if follows {
+            self.spread(reason).await;
+        }
+        let until = Instant::now() + if follows { FOLLOW_PATIENCE } else { LEASE_PATIENCE };
+        while !self.store_is_out {
+            if !follows {
+                let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
+                match self.of_store(leased) {
+                    Some(Some(lease)) => return Right::Fetch(Some(lease)),
+                    Some(None) => {}
+                    None => break,
+                }
+            }
+            if Instant::now() >= until {
+                if !follows {
+                    let store = self.store.name();
+                    tracing::warn!(appid = %self.appid, store, "another replica holds the lease for longer than a fetch may take; fetching without it");
+                }
+                break;
+            }
+            let _ = timeout(LEASE_PAUSE, heard(&mut self.news)).await;
+            if let Some(token) = self.adoptable(reason).await {
+                return Right::Adopt(token);
+            }
+        }
+        Right::Fetch(None)
+    }
+
+    /// Lets every replica know what was refused here.
+    async fn spread(&mut self, reason: &Reason) {
+        let Reason::Reject { refused, refusal } = reason else { return };
+        if self.store_is_out || refusal.said == Said::Elsewhere {
+            return;
+        }
+        let noted = timeout(STORE_PATIENCE, self.store.refuse(refused, self.is_news)).await;
+        self.of_store(noted);
+    }
+
+    async fn fetch(&mut self, reason: &Reason) -> Result<Token, FetchError> {
+        self.budget.take().map_err(|wait| {
+            FetchError::held_back(
+                format!(
+                    "this sidecar's own budget of token fetches, which protects WeChat's quota, is used up; one fetch every {:?} from here on; tokens that live only seconds, or that are refused as soon as they are fetched, do this",
+                    self.pace.refill
+                ),
+                wait,
+            )
+        })?;
+        self.state.send_modify(|state| state.fetches += 1);
+        self.fetched_at = Some(Instant::now());
+        let force = matches!(reason, Reason::Operator { force: true });
+        let want = Want { refused: reason.refused(), news: self.is_news, force };
+        let token = self.source.fetch(want).await?;
+        if !token.is_alive() {
+            return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));
+        }
+        Ok(token)
+    }
+
+    /// Our token, if it is newer than the one that was brought and nobody refused it: a central server that was
+    /// restarted, or is one of several, may know an older one. The newest fetch wins.
+    fn newer_than(&self, brought: &Token, reason: &Reason) -> Option<Token> {
+        let ours = self.state.borrow().live_token()?;
+        let older = brought.fetched_at() + CLOCK_SLACK < ours.fetched_at();
+        (older && *brought != ours && reason.refused() != Some(&ours)).then_some(ours)
+    }
+
+    async fn save(&mut self, token: &Token) {
+        let saved = timeout(STORE_PATIENCE, self.store.save(token)).await;
+        self.unsaved = self.of_store(saved).is_none();
+    }
+
+    /// Makes `token` the one that is served, and says what that is to those who waited.
+    fn publish(&mut self, token: Token, reason: &Reason, how: &str) -> Refresh {
+        let before = self.state.borrow().token.clone();
+        let same = before.as_ref() == Some(&token);
+        if same && before.is_some_and(|before| before.was_accepted()) {
+            token.mark_accepted();
+        }
+        tracing::info!(
+            appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
+            "{how}{}", if same { ", the same again" } else { "" }
+        );
+        self.state.send_modify(|state| {
+            let before = state.token.replace(token.clone());
+            if let Some(before) = before.filter(|_| !same) {
+                if state.replaced.len() == REMEMBERED {
+                    state.replaced.remove(0);
+                }
+                state.replaced.push(before);
+            }
+        });
+        if same { Refresh::Same(token) } else { Refresh::Another(token) }
+    }
+
+    /// From now until the token wants to be renewed.
+    fn until_due(&self) -> Duration {
+        let state = self.state.borrow();
+        let due = state.token.as_ref().map_or_else(Instant::now, |token| due(token, &self.pace));
+        let not_before = self.fetched_at.map(|at| at + LEAST_PAUSE);
+        not_before.map_or(due, |least| due.max(least)).saturating_duration_since(Instant::now())
+    }
+
+    /// A store's outcome, or `None` and a word about it when it failed or took too long.
+    fn of_store<R>(&mut self, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
+        let store = self.store.name();
+        let why = match outcome {
+            Ok(Ok(done)) => {
+                if std::mem::take(&mut self.store_failed) {
+                    tracing::info!(appid = %self.appid, store, "the token store works again");
+                }
+                return Some(done);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {STORE_PATIENCE:?}"),
+        };
+        self.store_is_out = true;
+        if !std::mem::replace(&mut self.store_failed, true) {
+            tracing::warn!(
+                appid = %self.appid, store, error = why,
+                "the token store fails; going on without it, each replica fetches for itself"
+            );
+        }
+        None
+    }
+
+    fn introduce(&self) {
+        let (appid, source, store) = (&self.appid, self.source.name(), self.store.name());
+        if self.pace.voids_the_last && store == "memory" {
+            tracing::warn!(
+                %appid, source, store,
+                "every fetch from this endpoint voids the token before it: run one replica only, or give all of them one store"
+            );
+        } else {
+            tracing::info!(%appid, source, store, "keeping the access token");
+        }
+    }
+
+    /// Once on each change of what is wrong, and every ten minutes while it goes on: a log is for reading.
+    fn tell_failure(&mut self, failure: &FetchError, reason: &Reason, wait: Duration) {
+        let news = self.failure_told.is_none_or(|(class, errcode, told_at)| {
+            (class, errcode) != (failure.class, failure.errcode) || told_at.elapsed() >= TELL_FAILURE_AGAIN
+        });
+        let (appid, class, errcode) = (&self.appid, failure.class.name(), failure.errcode);
+        let (sentence, next_attempt_s) = (&failure.sentence, wait.as_secs());
+        if news {
+            self.failure_told = Some((failure.class, failure.errcode, Instant::now()));
+            tracing::warn!(%appid, class, errcode, %reason, next_attempt_s, "no token was fetched: {sentence}");
+        } else {
+            tracing::debug!(%appid, class, errcode, %reason, next_attempt_s, "no token was fetched: {sentence}");
+        }
+    }
+
+    /// A young token was refused and WeChat has another one: we did not make it, so someone else did.
+    fn notice_foreign_fetch(&mut self, brought: &Token, reason: &Reason) {
+        let Reason::Reject { refused, .. } = reason else { return };
+        if brought == refused || refused.remaining() <= YOUNG || self.source.supplier() != Supplier::WeChat {
+            return;
+        }
+        let mut times = 0;
+        self.state.send_modify(|state| {
+            state.foreign_rotations += 1;
+            times = state.foreign_rotations;
+        });
+        if self.foreign_told.is_none_or(|at| at.elapsed() >= TELL_FOREIGN_AGAIN) {
+            self.foreign_told = Some(Instant::now());
+            tracing::warn!(
+                appid = %self.appid, token = %refused.fingerprint(), life_left_s = refused.remaining().as_secs(), times,
+                "someone else is fetching tokens for this appid: a token with life left was refused and WeChat issued \
+                 another. Likely causes: another program with this AppSecret (an old server, a cron job, a laptop, a test \
+                 environment, an SDK that fetches by itself), a call of the classic /cgi-bin/token, a force_refresh, a \
+                 reset of the AppSecret. Remedy: let everything fetch through this sidecar; if you cannot find it, reset \
+                 the AppSecret and give the new one to the sidecar only"
+            );
+        }
+    }
+}
+
+/// Until the store has news. One that is gone has none ever again.
+async fn heard(news: &mut watch::Receiver<()>) {
+    if news.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
