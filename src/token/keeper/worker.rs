@@ -232,14 +232,23 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if let Some(token) = self.adoptable(reason).await {
             return Ok(self.adopt(token, reason));
         }
-        self.spread(reason).await;
+        if self.source.supplier() != Supplier::Store {
+            self.spread(reason).await;
+        }
         let token = self.fetch(reason).await?;
         if let Some(ours) = self.newer_than(&token, reason) {
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
-        self.save(&token).await;
-        let brought = self.publish(token, reason, "fetched a token");
+        // The others first, since one token is for all; but nobody waits for a store that is out.
+        let brought = if self.store_is_out {
+            let brought = self.publish(token.clone(), reason, "fetched a token");
+            self.save(&token).await;
+            brought
+        } else {
+            self.save(&token).await;
+            self.publish(token, reason, "fetched a token")
+        };
         drop(lease);
         Ok(Renewed::Brought(brought))
     }

@@ -96,6 +96,22 @@ async fn replicas_with_one_store_fetch_once_for_all_even_from_the_classic_endpoi
 }
 
 #[tokio::test(start_paused = true)]
+async fn sixteen_without_a_store_fetch_once_a_life_each_from_the_stable_endpoint() {
+    let wechat = WeChat::stable();
+    let replicas: Vec<_> = (0..16).map(|_| wechat.kept()).collect();
+    let end = Instant::now() + 3 * DAY;
+    while Instant::now() < end {
+        sleep(secs(60)).await;
+        assert!(replicas.iter().all(|(keeper, _)| keeper.current().is_some()));
+    }
+    // Three days are 36 lives; one that asks a little early is given what is left of the old one, and asks again.
+    let each = wechat.fetches() as f64 / 16.0;
+    assert!((36.0..=40.0).contains(&each), "{each}");
+    let foreign: u64 = replicas.iter().map(|(keeper, _)| keeper.status().foreign_rotations).sum();
+    assert_eq!(foreign, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_token_that_was_refused_is_not_adopted_again() {
     let wechat = WeChat::stable();
     let store = Shared::default();
