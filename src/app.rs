@@ -142,9 +142,7 @@ impl App {
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
         for account in &config.accounts {
-            let source = config.source_for(account);
-            let source = Source::new(&source, account.appid.clone(), account.secret.clone())
-                .map_err(|error| BindError::Other(error.to_string()))?;
+            let source = config.token_source(account).map_err(BindError::Other)?;
             let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
@@ -215,8 +213,9 @@ impl App {
                     }
                 });
             }
-            let admin_handler = Rc::new(Admin::new(accounts, watching));
-            server::serve(admin, Entry::Http, admin_handler, admin::LIMITS, control_watching).await
+            let entry = config.admin.identity.clone().map_or(Entry::Http, Entry::Own);
+            let admin_handler = Rc::new(Admin::new(&config.admin, accounts, watching));
+            server::serve(admin, entry, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());

@@ -7,10 +7,12 @@
 pub mod cli;
 pub mod settings;
 
+mod admin_port;
 mod file;
 mod problem;
 mod reader;
 mod sources;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -26,7 +28,7 @@ use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
 use crate::hosts::Hosts;
 use crate::origin::{Origin, Reach};
 use crate::tls::ExtraRoots;
-use crate::token::source::Endpoint;
+use crate::token::source::{CentralSource, Egress, Endpoint, FollowerSource};
 use crate::{account, admin, proxy, server, telemetry, token};
 
 use file::Table;
@@ -36,6 +38,7 @@ use values::{Parsed, Refusal};
 
 pub use problem::{Place, Problem, Problems};
 pub use sources::Flags;
+pub use supply::Supply;
 
 /// Most workers that are started unasked: a sidecar shares its machine with the app it serves.
 const MOST_WORKERS: usize = 4;
@@ -49,7 +52,9 @@ pub struct Config {
     pub proxy: proxy::Config,
     /// Where WeChat is and how long it may take.
     pub upstream: proxy::upstream::Config,
-    /// What all accounts' token fetches have in common.
+    /// Where all accounts' tokens come from.
+    pub supply: Supply,
+    /// What all accounts' token fetches from WeChat have in common.
     pub source: Source,
     /// The hosts that calls may name.
     pub hosts: Hosts,
@@ -57,7 +62,7 @@ pub struct Config {
     pub authority: Option<Arc<Authority>>,
     /// The accounts, no appid twice; the first is the default. Never empty.
     pub accounts: Vec<account::Config>,
-    /// Where probes are answered.
+    /// Where probes are answered, and who may ask for more.
     pub admin: admin::Config,
     /// What is logged and how.
     pub telemetry: telemetry::Config,
@@ -75,19 +80,42 @@ impl Config {
             endpoint: account.endpoint,
             origin: self.source.origin.clone(),
             roots: self.source.roots.clone(),
+            proxy: self.source.proxy.clone(),
             connect_timeout: self.source.connect_timeout,
             fetch_timeout: self.source.fetch_timeout,
         }
     }
+
+    /// What brings this account's tokens.
+    ///
+    /// # Errors
+    /// A sentence, when no HTTP client can be built, or the account lacks the AppSecret that it takes.
+    pub fn token_source(&self, account: &account::Config) -> Result<token::source::Source, String> {
+        let appid = account.appid.clone();
+        match &self.supply {
+            Supply::WeChat => {
+                let secret = account.secret.clone().ok_or_else(|| {
+                    format!("{appid} has no AppSecret to fetch tokens with; set secret or secret_file")
+                })?;
+                token::source::Source::new(&self.source_for(account), appid, secret)
+            }
+            Supply::Central(central) => {
+                CentralSource::new(central, appid).map(token::source::Source::Central)
+            }
+            Supply::Store => Ok(token::source::Source::Follower(FollowerSource)),
+        }
+    }
 }
 
-/// What all accounts' token fetches have in common.
+/// What all accounts' token fetches from WeChat have in common.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// WeChat.
     pub origin: Origin,
     /// Roots to trust beside Mozilla's.
     pub roots: ExtraRoots,
+    /// The proxy that fetches go through, if one is named.
+    pub proxy: Option<Egress>,
     /// The longest a connection may take.
     pub connect_timeout: Duration,
     /// The longest a whole fetch may take.
@@ -102,18 +130,20 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let mut reader = Reader::new(Verb::Run, flags, env);
     let accounts = accounts(&mut reader);
     let listen = reader.listen("listen");
-    let admin_listen = reader.listen("admin_listen");
+    let admin = admin_port::admin(&mut reader);
     let tls_listen = reader.listen("tls_listen");
     let origin = upstream(&mut reader);
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
-    let roots = roots(&mut reader);
+    let roots = roots(&mut reader, "upstream_ca_file");
     reader.value("store", values::store);
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
     let response_timeout = reader.duration("response_timeout");
     let idle_timeout = reader.duration("idle_timeout");
     let fetch_timeout = reader.duration("fetch_timeout");
+    let supply = supply::supply(&mut reader, connect_timeout, fetch_timeout);
+    let egress = supply::egress(&mut reader, origin.as_ref());
     let token_wait = reader.duration("token_wait");
     let grace_period = reader.duration("grace_period");
     let workers = workers(&mut reader);
@@ -122,6 +152,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let max_body = reader.size("max_body");
     let max_head = reader.size("max_head").and_then(|size| usize::try_from(size).ok());
 
+    let admin_listen = admin.as_ref().map(|admin| admin.listen);
     for (one, other_key, other) in [
         (listen, "admin_listen", admin_listen),
         (listen, "tls_listen", tls_listen),
@@ -184,11 +215,12 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
                 response_timeout: response_timeout?,
                 idle_timeout: idle_timeout?,
             },
-            source: Source { origin, roots, connect_timeout, fetch_timeout: fetch_timeout? },
+            supply: supply?,
+            source: Source { origin, roots, proxy: egress?, connect_timeout, fetch_timeout: fetch_timeout? },
             hosts: hosts?,
             authority,
             accounts,
-            admin: admin::Config { listen: admin_listen? },
+            admin: admin?,
             telemetry: telemetry?,
             grace_period: grace_period?,
             warnings: Vec::new(),
@@ -212,7 +244,9 @@ fn warn(config: &mut Config) {
         ));
     }
     config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
-    for account in config.accounts.iter().filter(|account| account.endpoint == Endpoint::Classic) {
+    config.warnings.extend(admin_port::warnings(config));
+    let fetches = matches!(config.supply, Supply::WeChat);
+    for account in config.accounts.iter().filter(|a| fetches && a.endpoint == Endpoint::Classic) {
         config.warnings.push(format!(
             "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
              else may fetch tokens for this appid; run one replica, or use stable_token",
@@ -271,13 +305,21 @@ fn account(
         }
     };
     let secret = secret(reader, table, begins);
+    let secretless = secret.is_none() && supply::needs_no_secret(reader) && !names_a_secret(table);
     let endpoint = match table.get("token_endpoint").filter(|_| begins.is_some()) {
         Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
         None => Some(inherited),
     };
     let (appid, place): (AppId, Place) = appid?;
-    let (secret, secret_origin) = secret?;
+    let (secret, secret_origin) = match secret {
+        None if secretless => (None, None),
+        secret => secret.map(|(secret, origin)| (Some(secret), Some(origin)))?,
+    };
     Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+}
+
+fn names_a_secret(table: &Table) -> bool {
+    table.contains_key("secret") || table.contains_key("secret_file")
 }
 
 fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {
@@ -305,7 +347,10 @@ fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<
             None
         }
         (None, None) => {
-            missing(reader, "secret", begins);
+            // Where tokens come from elsewhere, it is for login calls only.
+            if !supply::needs_no_secret(reader) {
+                missing(reader, "secret", begins);
+            }
             None
         }
     }
@@ -407,11 +452,11 @@ fn authority(reader: &mut Reader, hosts: Option<&Hosts>) -> Option<Arc<Authority
     })
 }
 
-fn roots(reader: &mut Reader) -> Option<ExtraRoots> {
-    let Some(written) = reader.sources.values.get("upstream_ca_file") else {
+fn roots(reader: &mut Reader, key: &str) -> Option<ExtraRoots> {
+    let Some(written) = reader.sources.values.get(key) else {
         return Some(ExtraRoots::default());
     };
-    take(&mut reader.problems, "upstream_ca_file", written, |text| {
+    take(&mut reader.problems, key, written, |text| {
         let path = reader::path(text, &written.place)?;
         ExtraRoots::read(&path).map_err(|told| Refusal::from_sentence(&told))
     })

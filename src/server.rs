@@ -92,9 +92,16 @@ struct State {
     reset: Cell<bool>,
     draining: Cell<bool>,
     tls: Cell<bool>,
+    peer: Cell<Option<SocketAddr>>,
 }
 
 impl Connection {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer.get()
+    }
+
     /// Whether the app speaks TLS to us, so that it believes to speak to the host it names.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -271,6 +278,7 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
+    connection.0.peer.set(stream.tcp().peer_addr().ok());
     let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout));
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);

@@ -158,11 +158,19 @@ pub(crate) fn percent_encode(value: &str) -> String {
 pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
-    fn of(value: &str) -> Self {
+    /// The name of a token.
+    pub(crate) fn of(value: &str) -> Self {
         let digest = Sha256::digest(value.as_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         Self(first)
+    }
+
+    /// Reads a name as it is written. No token is as short as that.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(|first| Self(first.to_be_bytes()))
     }
 }
 
@@ -199,7 +207,11 @@ mod tests {
         let life = Duration::from_secs(7200);
         let token = Token::new("50_Im7secretsecret", now, life).unwrap();
         assert!(!format!("{token:?} {:?}", Some(&token)).contains("Im7"));
-        assert_eq!(token.fingerprint().to_string().len(), 16);
+        let name = token.fingerprint().to_string();
+        assert_eq!((name.len(), Fingerprint::parse(&name)), (16, Some(token.fingerprint())));
+        for bad in ["", &name[1..], "+123456789abcdef", "0123456789abcdeg", "50_Im7secretsecret"] {
+            assert_eq!(Fingerprint::parse(bad), None, "{bad}");
+        }
         for bad in ["", "a b", "a\r\nX: y", "a\0", "微", &"a".repeat(4097)] {
             assert!(Token::new(bad, now, life).is_err(), "{bad:?}");
         }

@@ -3,7 +3,7 @@
 use wechat_sidecar::app::reach;
 use wechat_sidecar::config::Config;
 use wechat_sidecar::telemetry;
-use wechat_sidecar::token::source::{Source, TokenSource, Want};
+use wechat_sidecar::token::source::{Supplier, TokenSource, Want};
 
 use super::{complain, say};
 
@@ -23,13 +23,23 @@ pub(super) async fn check(config: Config) -> u8 {
     let mut failed = 0;
     for account in &config.accounts {
         let appid = &account.appid;
-        let fetched = match Source::new(&config.source_for(account), appid.clone(), account.secret.clone()) {
-            Ok(source) => source.fetch(Want::default()).await.map_err(|error| error.sentence),
-            Err(error) => Err(error),
+        let (who, fetched) = match config.token_source(account) {
+            Ok(source) => {
+                let who = match source.supplier() {
+                    Supplier::WeChat => "WeChat",
+                    Supplier::Central => "the central server",
+                    Supplier::Store => {
+                        say(&format!("ok       {appid}: a follower, so nothing is fetched"));
+                        continue;
+                    }
+                };
+                (who, source.fetch(Want::default()).await.map_err(|error| error.sentence))
+            }
+            Err(error) => ("nobody", Err(error)),
         };
         match fetched {
             Ok(token) => say(&format!(
-                "ok       {appid}: WeChat gave a token (fingerprint {}, good for {} s)",
+                "ok       {appid}: {who} gave a token (fingerprint {}, good for {} s)",
                 token.fingerprint(),
                 token.remaining().as_secs()
             )),

@@ -76,8 +76,8 @@ fn an_appid_and_a_secret_are_enough() {
     let config = run("", &ENOUGH);
     assert_eq!(config.accounts.len(), 1);
     assert_eq!(config.accounts[0].appid.as_str(), APPID);
-    assert_eq!(config.accounts[0].secret.expose(), SECRET);
-    assert_eq!(config.accounts[0].secret_origin, SecretOrigin::Value);
+    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), SECRET);
+    assert_eq!(config.accounts[0].secret_origin, Some(SecretOrigin::Value));
     assert_eq!(config.accounts[0].endpoint, Endpoint::Stable);
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:7200");
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:7201");
@@ -326,8 +326,8 @@ fn a_secret_is_given_once() {
     let path = files.write("secret.txt", format!("{SECRET}\n"));
     let path = path.to_str().unwrap();
     let config = run(&format!("--secret-file {path}"), &ENOUGH[..1]);
-    assert_eq!(config.accounts[0].secret.expose(), SECRET);
-    assert_eq!(config.accounts[0].secret_origin, SecretOrigin::File(path.into()));
+    assert_eq!(config.accounts[0].secret.as_ref().unwrap().expose(), SECRET);
+    assert_eq!(config.accounts[0].secret_origin, Some(SecretOrigin::File(path.into())));
     let text = refused(&format!("--secret-file {path}"), &ENOUGH);
     contains(
         &text,
@@ -349,7 +349,7 @@ fn a_path_in_a_file_is_relative_to_the_file() {
     files.write("conf/app.secret", SECRET);
     let toml = files.write("conf/sidecar.toml", "appid = 'wx1'\nsecret_file = 'app.secret'");
     let config = run(&format!("--config {}", toml.display()), &[]);
-    assert_eq!(config.accounts[0].secret_origin, SecretOrigin::File(files.path("conf/app.secret")));
+    assert_eq!(config.accounts[0].secret_origin, Some(SecretOrigin::File(files.path("conf/app.secret"))));
     // The same words in a flag are relative to where one stands.
     let text = refused("--secret-file app.secret", &ENOUGH[..1]);
     contains(&text, &["app.secret cannot be read"]);

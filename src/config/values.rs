@@ -209,6 +209,7 @@ pub(super) fn show_size(value: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::settings::{Fallback, Kind, SETTINGS};
+    use crate::token::source::Egress;
 
     fn any(kind: Kind, text: &str) -> Parsed<()> {
         match kind {
@@ -217,6 +218,7 @@ mod tests {
             Kind::Path => Ok(()),
             Kind::Listen => listen(text).map(drop),
             Kind::Origin => origin(text).map(drop),
+            Kind::Proxy => Egress::parse(text).map(drop).map_err(|told| Refusal::from_sentence(&told)),
             Kind::Address => address(text).map(drop),
             Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),

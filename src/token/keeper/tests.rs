@@ -145,6 +145,7 @@ impl TokenSource for WeChat {
             refill: if classic { secs(60) } else { secs(1) },
             refusal_wait: if classic { secs(300) } else { secs(16) },
             voids_the_last: classic,
+            look_again: None,
         }
     }
 

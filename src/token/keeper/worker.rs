@@ -267,8 +267,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Ok(Renewed::Brought(brought)) => {
                 self.answer = brought;
                 self.backoff = Backoff::default();
-                self.next_reason = Reason::Ahead;
-                (self.until_due(), None)
+                let (wait, why) = self.until_due();
+                self.next_reason = why;
+                (wait, None)
             }
             Ok(Renewed::Later(wait)) => (wait, None),
             Err(failure) => {
@@ -510,10 +511,14 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if same && before.is_some_and(|before| before.was_accepted()) {
             token.mark_accepted();
         }
-        tracing::info!(
-            appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
-            "{how}{}", if same { ", the same again" } else { "" }
-        );
+        if same && *reason == Reason::Look {
+            tracing::debug!(appid = %self.appid, token = %token.fingerprint(), "there is no other token");
+        } else {
+            tracing::info!(
+                appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
+                "{how}{}", if same { ", the same again" } else { "" }
+            );
+        }
         self.state.send_modify(|state| {
             let before = state.token.replace(token.clone());
             if let Some(before) = before.filter(|_| !same) {
@@ -526,12 +531,18 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if same { Refresh::Same(token) } else { Refresh::Another(token) }
     }
 
-    /// From now until the token wants to be renewed.
-    fn until_due(&self) -> Duration {
+    /// From now until the token wants to be renewed, or whoever passes it on to be asked for another.
+    fn until_due(&self) -> (Duration, Reason) {
         let state = self.state.borrow();
         let due = state.token.as_ref().map_or_else(Instant::now, |token| due(token, &self.pace));
+        let look =
+            self.pace.look_again.map(|every| Instant::now() + every.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        let (at, why) = match look {
+            Some(look) if look < due => (look, Reason::Look),
+            _ => (due, Reason::Ahead),
+        };
         let not_before = self.fetched_at.map(|at| at + LEAST_PAUSE);
-        not_before.map_or(due, |least| due.max(least)).saturating_duration_since(Instant::now())
+        (not_before.map_or(at, |least| at.max(least)).saturating_duration_since(Instant::now()), why)
     }
 
     /// A store's outcome, or `None` and a word about it when it failed or took too long.

@@ -1,7 +1,7 @@
 //! The keeper beside a store: replicas that share one, and one that fails.
 
 use super::*;
-use crate::token::source::Supplier;
+use crate::token::source::FollowerSource;
 use crate::token::store::{Kept, Standing, StoreError};
 
 /// A store that many replicas share, and that can be out of order or slow.
@@ -284,33 +284,12 @@ async fn replicas_that_lose_their_store_leave_a_live_token_alone_and_agree_again
     assert_eq!(wechat.fetches(), 7);
 }
 
-/// One who never fetches.
-struct Follower;
-
-impl TokenSource for Follower {
-    fn name(&self) -> &'static str {
-        "none"
-    }
-
-    fn pace(&self) -> Pace {
-        Pace { ahead: secs(120), ..WeChat::stable().pace() }
-    }
-
-    fn supplier(&self) -> Supplier {
-        Supplier::Store
-    }
-
-    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
-        Err(FetchError::transient("nobody fetches"))
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_follower_lives_by_the_store_and_says_when_nobody_fetches() {
     let wechat = WeChat::classic();
     let store = Shared::default();
     let appid = AppId::parse("wx0123456789abcdef").unwrap();
-    let (follower, worker) = TokenKeeper::new(appid, Follower, store.clone());
+    let (follower, worker) = TokenKeeper::new(appid, FollowerSource, store.clone());
     let _following = tokio::spawn(worker.run());
     let told = follower.token(secs(30)).await.unwrap_err();
     assert!(told.message.contains("nobody fetches"), "{}", told.message);
