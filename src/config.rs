@@ -266,14 +266,15 @@ fn warn(config: &mut Config) {
 /// The top-level account, if one is named, and the file's `[[account]]` tables, in this order.
 fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
+    let shared = Shared { endpoint, secretless: supply::needs_no_secret(reader) };
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, endpoint));
+        accounts.extend(account(reader, &values, None, shared));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), endpoint) else { continue };
+        let Some((account, at)) = account(reader, table, Some(place), shared) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -287,6 +288,14 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     accounts.into_iter().map(|(account, _)| account).collect()
 }
 
+/// What accounts have from the settings of the whole sidecar.
+#[derive(Clone, Copy)]
+struct Shared {
+    endpoint: Endpoint,
+    /// An account may lack its AppSecret: where tokens come from elsewhere, it is for login calls only.
+    secretless: bool,
+}
+
 /// One account of a table, and where its appid was written; `None` and problems when it is not whole.
 ///
 /// `begins` is where an `[[account]]` begins, `None` for the top-level account.
@@ -294,7 +303,7 @@ fn account(
     reader: &mut Reader,
     table: &Table,
     begins: Option<&Place>,
-    inherited: Endpoint,
+    shared: Shared,
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -304,29 +313,27 @@ fn account(
             None
         }
     };
-    let secret = secret(reader, table, begins);
-    let secretless = secret.is_none() && supply::needs_no_secret(reader) && !names_a_secret(table);
+    let secret = secret(reader, table, begins, shared.secretless);
     let endpoint = match table.get("token_endpoint").filter(|_| begins.is_some()) {
         Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
-        None => Some(inherited),
+        None => Some(shared.endpoint),
     };
     let (appid, place): (AppId, Place) = appid?;
-    let (secret, secret_origin) = match secret {
-        None if secretless => (None, None),
-        secret => secret.map(|(secret, origin)| (Some(secret), Some(origin)))?,
-    };
+    let (secret, secret_origin) = secret?.unzip();
     Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
 }
 
-fn names_a_secret(table: &Table) -> bool {
-    table.contains_key("secret") || table.contains_key("secret_file")
-}
-
-fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {
+/// The AppSecret of a table, if it has one; the outer `None` comes with a problem.
+fn secret(
+    reader: &mut Reader,
+    table: &Table,
+    begins: Option<&Place>,
+    secretless: bool,
+) -> Option<Option<(Secret, SecretOrigin)>> {
     match (table.get("secret"), table.get("secret_file")) {
         (Some(written), None) => {
             let secret = take(&mut reader.problems, "secret", written, values::secret)?;
-            Some((secret, SecretOrigin::Value))
+            Some(Some((secret, SecretOrigin::Value)))
         }
         (None, Some(written)) => take(&mut reader.problems, "secret_file", written, |text| {
             let path = reader::path(text, &written.place)?;
@@ -339,18 +346,16 @@ fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<
                 });
             }
             let secret = read_secret_file(&path).map_err(|told| Refusal::from_sentence(&told))?;
-            Ok((secret, SecretOrigin::File(path)))
+            Ok(Some((secret, SecretOrigin::File(path))))
         }),
         (Some(value), Some(file)) => {
             let what = format!("The secret is given twice: here, and as secret_file ({}).", file.place);
             reader.problems.push(Problem::new("secret", value.place.clone(), what, "keep one of them"));
             None
         }
+        (None, None) if secretless => Some(None),
         (None, None) => {
-            // Where tokens come from elsewhere, it is for login calls only.
-            if !supply::needs_no_secret(reader) {
-                missing(reader, "secret", begins);
-            }
+            missing(reader, "secret", begins);
             None
         }
     }
