@@ -30,8 +30,9 @@ use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
 use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::redis::Redis;
 use crate::token::source::Source;
-use crate::token::store::MemoryStore;
+use crate::token::store::{Store, Stores};
 
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -48,7 +49,8 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, MemoryStore>>,
+    keepers: Vec<Worker<Source, Store>>,
+    redis: Option<Redis>,
 }
 
 /// Where it really listens.
@@ -139,15 +141,18 @@ impl App {
         // After the ports: one that is taken is the plainer news.
         reach::check(&config).map_err(BindError::Other)?;
 
+        let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
         for account in &config.accounts {
             let source = config.token_source(account).map_err(BindError::Other)?;
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            let store = stores.of(&account.appid, account.endpoint);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers })
+        let redis = stores.redis().cloned();
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, redis })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -161,7 +166,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, redis, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -202,6 +207,9 @@ impl App {
             })?);
         }
         let control = thread("control".to_owned(), ended, move || async move {
+            if let Some(redis) = redis {
+                tokio::task::spawn_local(redis.run());
+            }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }

@@ -12,6 +12,7 @@ mod file;
 mod problem;
 mod reader;
 mod sources;
+mod store;
 mod supply;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,8 @@ pub struct Config {
     pub supply: Supply,
     /// What all accounts' token fetches from WeChat have in common.
     pub source: Source,
+    /// Where tokens are kept.
+    pub store: token::store::Config,
     /// The hosts that calls may name.
     pub hosts: Hosts,
     /// Who certifies us to apps that speak TLS, if anyone does.
@@ -136,12 +139,12 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
     let roots = roots(&mut reader, "upstream_ca_file");
-    reader.value("store", values::store);
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
     let response_timeout = reader.duration("response_timeout");
     let idle_timeout = reader.duration("idle_timeout");
     let fetch_timeout = reader.duration("fetch_timeout");
+    let store = store::read(&mut reader, fetch_timeout);
     let supply = supply::supply(&mut reader, connect_timeout, fetch_timeout);
     let egress = supply::egress(&mut reader, origin.as_ref());
     let token_wait = reader.duration("token_wait");
@@ -217,6 +220,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             },
             supply: supply?,
             source: Source { origin, roots, proxy: egress?, connect_timeout, fetch_timeout: fetch_timeout? },
+            store: store?,
             hosts: hosts?,
             authority,
             accounts,
@@ -247,12 +251,17 @@ fn warn(config: &mut Config) {
     config.warnings.extend(admin_port::warnings(config));
     let fetches = matches!(config.supply, Supply::WeChat);
     for account in config.accounts.iter().filter(|a| fetches && a.endpoint == Endpoint::Classic) {
+        let rule = match config.store {
+            token::store::Config::Memory => "run one replica, or use stable_token",
+            token::store::Config::Redis(_) => "give every replica this store",
+        };
         config.warnings.push(format!(
             "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
-             else may fetch tokens for this appid; run one replica, or use stable_token",
+             else may fetch tokens for this appid; {rule}",
             account.appid
         ));
     }
+    config.warnings.extend(store::warning(&config.store));
     let strangers =
         telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
     for target in strangers.unwrap_or_default() {

@@ -106,18 +106,14 @@ const MAX_SECRET_FILE: u64 = 4096;
 /// # Errors
 /// One sentence that names the path and the remedy, never the content.
 pub fn read_secret_file(path: &Path) -> Result<Secret, String> {
-    read(path, "AppSecret")
+    read_secret(path, "AppSecret")
 }
 
-/// Reads the key to a central token server from a file, in the same way.
+/// Reads another secret than an AppSecret from a file, in the same way; `what` says which, for the message.
 ///
 /// # Errors
-/// One sentence that names the path and the remedy, never the content.
-pub fn read_key_file(path: &Path) -> Result<Secret, String> {
-    read(path, "key")
-}
-
-fn read(path: &Path, what: &str) -> Result<Secret, String> {
+/// As [`read_secret_file`].
+pub fn read_secret(path: &Path, what: &str) -> Result<Secret, String> {
     use std::io::Read;
     let shown = path.display();
     let file = std::fs::File::open(path)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::problem::{Place, Problem};
 use super::reader::{self, Reader, take};
 use super::values::{self, Refusal};
-use crate::credentials::read_key_file;
+use crate::credentials::read_secret;
 use crate::origin::Origin;
 use crate::token::source::{Egress, central};
 
@@ -53,7 +53,7 @@ pub(super) fn supply(
                 let what = "it looks like a key, not like the path of a file that holds one";
                 return Err(Refusal { hide: true, ..Refusal::new(what, "name a file that holds the key") });
             }
-            read_key_file(&path).map_err(|told| Refusal::from_sentence(&told))
+            read_secret(&path, "key").map_err(|told| Refusal::from_sentence(&told))
         })
     });
     let roots = super::roots(reader, "central_ca_file");
