@@ -102,6 +102,9 @@ pub struct Want<'a> {
     pub news: bool,
     /// Void whatever token there is: `force_refresh`, of which WeChat grants 20 a day. Only ever a person's wish.
     pub force: bool,
+    /// The store that replicas agree by is out, so that each of them may be fetching now: the fetch must not void the
+    /// token of the others, where that can be helped.
+    pub alone: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.
@@ -262,24 +265,7 @@ impl TokenSource for StableSource {
     }
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret();
-        let question = Question {
-            grant_type: "client_credential",
-            appid: self.0.appid.as_str(),
-            secret: secret.expose(),
-            force_refresh: want.force,
-        };
-        // SECURITY: room enough that it never moves and leaves a copy; wiped when the request lets go of it.
-        let mut body = Zeroizing::new(Vec::with_capacity(1024));
-        serde_json::to_writer(&mut *body, &question)
-            .map_err(|_| FetchError::transient("the token request could not be written"))?;
-        let request = self
-            .0
-            .client
-            .request(Method::POST, "/cgi-bin/stable_token")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Bytes::from_owner(body));
-        self.0.ask(request, &secret).await
+        self.0.stable(want.force).await
     }
 }
 
@@ -312,15 +298,18 @@ impl TokenSource for ClassicSource {
         CLASSIC
     }
 
-    /// Every fetch voids the token before it, so there is nothing to force.
-    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret();
-        let target = Zeroizing::new(format!(
-            "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
-            self.0.appid,
-            *Zeroizing::new(percent_encode(secret.expose()))
-        ));
-        self.0.ask(self.0.client.request(Method::GET, &target), &secret).await
+    /// Every fetch voids the token before it, so there is nothing to force. One who is alone asks the other endpoint,
+    /// whose tokens are apart from these and the same for all who ask (`wechat-api.md` 2): sixteen replicas that lost
+    /// their store would void each other's tokens for as long as it is out.
+    async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
+        if want.alone {
+            match self.0.stable(false).await {
+                // It may not be for this account.
+                Err(refused) if refused.class != Class::Transient => {}
+                outcome => return outcome,
+            }
+        }
+        self.0.classic().await
     }
 }
 
@@ -335,6 +324,36 @@ struct Asker {
 const WECHAT: Names = Names { who: "WeChat", setting: "upstream", roots: "upstream_ca_file" };
 
 impl Asker {
+    async fn stable(&self, force: bool) -> Result<Token, FetchError> {
+        let secret = self.secret();
+        let question = Question {
+            grant_type: "client_credential",
+            appid: self.appid.as_str(),
+            secret: secret.expose(),
+            force_refresh: force,
+        };
+        // SECURITY: room enough that it never moves and leaves a copy; wiped when the request lets go of it.
+        let mut body = Zeroizing::new(Vec::with_capacity(1024));
+        serde_json::to_writer(&mut *body, &question)
+            .map_err(|_| FetchError::transient("the token request could not be written"))?;
+        let request = self
+            .client
+            .request(Method::POST, "/cgi-bin/stable_token")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Bytes::from_owner(body));
+        self.ask(request, &secret).await
+    }
+
+    async fn classic(&self) -> Result<Token, FetchError> {
+        let secret = self.secret();
+        let target = Zeroizing::new(format!(
+            "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
+            self.appid,
+            *Zeroizing::new(percent_encode(secret.expose()))
+        ));
+        self.ask(self.client.request(Method::GET, &target), &secret).await
+    }
+
     fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
         let client = Client::new(&Way {
             origin: &config.origin,

@@ -44,8 +44,8 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     fetched_at: Option<Instant>,
     /// The store has failed in this round: it is not waited for again before there is a token to save.
     store_is_out: bool,
-    /// The store has failed, it was said, and it has not worked since.
-    store_failed: bool,
+    /// At what the store has failed, which was said, and has not done since.
+    store_failed: Option<&'static str>,
     /// The store may not have the token that is served.
     unsaved: bool,
     healed_at: Option<Instant>,
@@ -141,7 +141,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             forced: ForceBudget::default(),
             fetched_at: None,
             store_is_out: false,
-            store_failed: false,
+            store_failed: None,
             unsaved: false,
             healed_at: None,
             failure_told: None,
@@ -388,12 +388,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         let ours = self.state.borrow().live_token().filter(|ours| Some(ours) != refused);
         if let (true, Some(ours)) = (self.unsaved, &ours) {
             self.save(ours).await;
-        }
-        if self.store_is_out {
-            return Found::Nothing;
+            // One that cannot be written may still be read, and have a token from one who can write.
+            self.store_is_out = false;
         }
         let loaded = timeout(STORE_PATIENCE, self.store.load()).await;
-        let Some(kept) = self.of_store(loaded) else { return Found::Nothing };
+        let Some(kept) = self.of_store("load", loaded) else { return Found::Nothing };
         let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
         let newest = self.state.borrow().token.clone();
         let lost = newest.is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
@@ -439,7 +438,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         while !self.store_is_out {
             if !follows {
                 let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
-                match self.of_store(leased) {
+                match self.of_store("lease", leased) {
                     Some(Some(lease)) => return Right::Fetch(Some(lease)),
                     Some(None) => {}
                     None => break,
@@ -467,7 +466,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return;
         }
         let noted = timeout(STORE_PATIENCE, self.store.refuse(refused, self.is_news)).await;
-        self.of_store(noted);
+        self.of_store("refuse", noted);
     }
 
     async fn fetch(&mut self, reason: &Reason) -> Result<Token, FetchError> {
@@ -483,7 +482,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.state.send_modify(|state| state.fetches += 1);
         self.fetched_at = Some(Instant::now());
         let force = matches!(reason, Reason::Operator { force: true });
-        let want = Want { refused: reason.refused(), news: self.is_news, force };
+        let want = Want { refused: reason.refused(), news: self.is_news, force, alone: self.store_is_out };
         let token = self.source.fetch(want).await?;
         if !token.is_alive() {
             return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));
@@ -501,7 +500,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     async fn save(&mut self, token: &Token) {
         let saved = timeout(STORE_PATIENCE, self.store.save(token)).await;
-        self.unsaved = self.of_store(saved).is_none();
+        self.unsaved = self.of_store("save", saved).is_none();
     }
 
     /// Makes `token` the one that is served, and says what that is to those who waited.
@@ -545,12 +544,18 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         (not_before.map_or(at, |least| at.max(least)).saturating_duration_since(Instant::now()), why)
     }
 
-    /// A store's outcome, or `None` and a word about it when it failed or took too long.
-    fn of_store<R>(&mut self, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
+    /// A store's outcome at `what`, or `None` and a word about it when it failed or took too long.
+    fn of_store<R>(
+        &mut self,
+        what: &'static str,
+        outcome: Result<Result<R, StoreError>, Elapsed>,
+    ) -> Option<R> {
         let store = self.store.name();
         let why = match outcome {
             Ok(Ok(done)) => {
-                if std::mem::take(&mut self.store_failed) {
+                // One that is full or read-only can still be read: that is no news.
+                if self.store_failed == Some(what) {
+                    self.store_failed = None;
                     tracing::info!(appid = %self.appid, store, "the token store works again");
                 }
                 return Some(done);
@@ -559,9 +564,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Err(_) => format!("no answer within {STORE_PATIENCE:?}"),
         };
         self.store_is_out = true;
-        if !std::mem::replace(&mut self.store_failed, true) {
+        if self.store_failed.is_none() {
+            self.store_failed = Some(what);
             tracing::warn!(
-                appid = %self.appid, store, error = why,
+                appid = %self.appid, store, error = why, at = what,
                 "the token store fails; going on without it, each replica fetches for itself"
             );
         }
