@@ -238,7 +238,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
-        self.save(&token).await;
+        // What is asked for every minute and is still the same is no news to the other replicas.
+        if *reason != Reason::Look || self.state.borrow().token.as_ref() != Some(&token) {
+            self.save(&token).await;
+        }
         let brought = self.publish(token, reason, "fetched a token");
         drop(lease);
         Ok(Renewed::Brought(brought))
