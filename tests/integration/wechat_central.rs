@@ -17,7 +17,6 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use wechat_sidecar::credentials::{AppId, Secret};
 use wechat_sidecar::origin::Origin;
-use wechat_sidecar::sim::DEFAULT_SECRET;
 use wechat_sidecar::tls::ExtraRoots;
 use wechat_sidecar::token::Token;
 use wechat_sidecar::token::keeper::{Reason, Refresh, Refusal, Said, TokenKeeper};
@@ -282,6 +281,21 @@ async fn a_token_is_handed_to_those_whose_key_is_for_it_and_a_refused_one_replac
 }
 
 #[tokio::test]
+async fn many_who_report_a_token_that_wechat_holds_to_are_not_a_fetch_each() {
+    let central = Central::start().await;
+    let token = central.ask(Method::GET, "/v1/token", Some(KEY), "").await.json();
+    let report = format!(r#"{{"refused":{},"news":true}}"#, token["fingerprint"]);
+    let began = Instant::now();
+    for _ in 0..50 {
+        let reply = central.ask(Method::POST, "/v1/token/refresh", Some(KEY), &report).await;
+        assert!(matches!(reply.status, 200 | 503), "{reply:?}");
+    }
+    // One is news, the next is free, then the breaker; late reports are news again after 2 s.
+    let most = 3 + began.elapsed().as_secs();
+    assert!(central.fetches() <= 1 + most, "{} in {:?}", central.fetches(), began.elapsed());
+}
+
+#[tokio::test]
 async fn what_is_asked_for_wrongly_gets_a_clear_error_and_costs_nothing() {
     let central = Central::start().await;
     let refresh = "/v1/token/refresh";
@@ -354,9 +368,10 @@ async fn what_the_central_server_cannot_get_its_followers_are_told() {
     until("it has failed", async || keeper.status().failure.is_some()).await;
     let told = keeper.token(Duration::ZERO).await.unwrap_err().message;
     assert!(told.contains("40125") && told.contains("secret_file"), "{told}");
-    let secret = Secret::parse(DEFAULT_SECRET).unwrap();
-    wechat.sim.set_account(&AppId::parse(APPID).unwrap(), &secret);
-    assert_eq!(app.admin("/readyz").await.status, 503);
+    let request = app.to_admin(Method::GET, "/v1/token").header("authorization", format!("Bearer {KEY}"));
+    let reply = app.send(request.body(Full::default()).unwrap()).await;
+    reply.assert_no_token();
+    assert!(reply.text().contains("40125"), "{reply:?}");
 }
 
 #[tokio::test]
