@@ -4,10 +4,10 @@
 //! - `/livez`: 200 while the process serves at all.
 //! - `/readyz`: 200 when every account has a token that lives, else 503; JSON that names what is pending or failing
 //!   and why. 503 as soon as a stop has begun, so that nothing new is sent here.
-//! - `GET /v1/token` and `POST /v1/token/refresh`: the central token server ([`central`]), for those with a key.
-//! - `POST /refresh`: the passive refresh ([`refresh`]), for the app in the pod and for operators.
+//! - `GET /v1/token` and `POST /v1/token/refresh`: the central token server (`central`), for those with a key.
+//! - `POST /refresh`: the passive refresh (`refresh`), for the app in the pod and for operators.
 //!
-//! Probes are open to all who reach the port. The rest acts or hands out a token: [`guard`] stands before it, [`keys`]
+//! Probes are open to all who reach the port. The rest acts or hands out a token: `guard` stands before it, [`keys`]
 //! says who is let in.
 
 mod central;
@@ -15,6 +15,7 @@ mod guard;
 pub mod keys;
 mod refresh;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,11 +26,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::account::Account;
 use crate::error::{Cause, Failure};
 use crate::server::{Connection, Handler, Limits, Phase};
 use crate::tls::ServerIdentity;
+use crate::token::Fingerprint;
 use crate::token::source::central::{REFRESH_PATH, TOKEN_PATH};
 
 use guard::{Bucket, Callers};
@@ -69,6 +72,8 @@ pub struct Admin {
     operators: Option<Callers>,
     /// What is left of passive refreshes, an account each.
     refreshes: Vec<Bucket>,
+    /// The token that WeChat last held to although it was refused, and when; an account each.
+    held: Vec<Cell<Option<(Fingerprint, Instant)>>>,
 }
 
 /// A whole reply.
@@ -81,6 +86,7 @@ impl Admin {
         let callers = |keys: &Option<Keys>, setting| keys.clone().map(|keys| Callers::new(keys, setting));
         Self {
             refreshes: accounts.iter().map(|_| refresh::budget()).collect(),
+            held: accounts.iter().map(|_| Cell::new(None)).collect(),
             accounts,
             phase,
             hosts: config.hosts.clone(),

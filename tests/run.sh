@@ -83,6 +83,7 @@ step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
+step "central token server" bash tests/central.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::keys::Key;
@@ -21,9 +22,9 @@ use crate::server::Connection;
 use crate::token::keeper::{Refresh, Refusal, Said};
 use crate::token::{Fingerprint, Token};
 
-/// A token that was fetched so short a time ago is not refused at once just because many say so: they may have heard
-/// of the one before it. Such a refusal waits for the breaker, which has nothing against a first one.
-const SETTLED: Duration = Duration::from_secs(2);
+/// When WeChat has just held to a token, those who still report it are late: they speak of what was answered already.
+/// For so long their word is not news, and waits for the breaker.
+const LATE: Duration = Duration::from_secs(2);
 
 /// A token on its way to whoever may have it. WeChat's own names, and ours.
 #[derive(Serialize)]
@@ -47,7 +48,7 @@ impl Admin {
     ) -> Result<Reply, Failure> {
         let key = self.central_key(&request, connection).await?;
         let asked = Asked::read(request, &["appid"]).await?;
-        let account = self.account_of(key, asked.text("appid")?)?;
+        let (_, account) = self.account_of(key, asked.text("appid")?)?;
         tracing::debug!(appid = %account.appid(), key_of_line = key.line, "the token is asked for");
         let token = account.keeper().token(PATIENCE).await.map_err(|none| Failure {
             cause: Cause::NoToken,
@@ -65,7 +66,8 @@ impl Admin {
     ) -> Result<Reply, Failure> {
         let key = self.central_key(&request, connection).await?;
         let asked = Asked::read(request, &["appid", "refused", "news"]).await?;
-        let account = self.account_of(key, asked.text("appid")?)?;
+        let (at, account) = self.account_of(key, asked.text("appid")?)?;
+        let held = &self.held[at];
         let refused = asked.text("refused")?.ok_or_else(|| {
             Failure::new(
                 Cause::RequestBody,
@@ -78,7 +80,8 @@ impl Admin {
         let keeper = account.keeper();
         let refresh = match keeper.find(refused) {
             Some(token) => {
-                let news = news && token.fetched_at().elapsed() >= SETTLED;
+                let late = held.get().is_some_and(|(name, at)| name == refused && at.elapsed() < LATE);
+                let news = news && !late;
                 if news {
                     // Not by a call of ours, but WeChat has taken it.
                     token.mark_accepted();
@@ -93,7 +96,10 @@ impl Admin {
         };
         match refresh {
             Refresh::Another(token) => handed_out(account, &token, Some("another")),
-            Refresh::Same(token) => handed_out(account, &token, Some("same")),
+            Refresh::Same(token) => {
+                held.set(Some((token.fingerprint(), Instant::now())));
+                handed_out(account, &token, Some("same"))
+            }
             Refresh::No(why) => Err(not_refreshed(account, &why)),
         }
     }
@@ -109,9 +115,9 @@ impl Admin {
     }
 
     /// The account, if this key is good for it. SECURITY: whether there is such an account is no affair of others.
-    fn account_of(&self, key: &Key, appid: Option<&str>) -> Result<&Account, Failure> {
-        let account = self.account(appid).map(|(_, account)| account);
-        account.filter(|account| key.covers(account.appid())).ok_or_else(foreign_appid)
+    fn account_of(&self, key: &Key, appid: Option<&str>) -> Result<(usize, &Account), Failure> {
+        let account = self.account(appid).filter(|(_, account)| key.covers(account.appid()));
+        account.ok_or_else(foreign_appid)
     }
 }
 

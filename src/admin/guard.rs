@@ -5,6 +5,7 @@
 //! that, either a key is asked for ([`Callers`]), or the caller is on this machine ([`is_here`]).
 
 use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use http::{HeaderMap, Request, header};
@@ -52,15 +53,19 @@ pub(super) fn no_web_page<B>(request: &Request<B>, names: &[String]) -> Result<(
 fn is_ours(authority: &str, names: &[String]) -> bool {
     let Some((host, _)) = hosts::split(authority) else { return false };
     let host = host.strip_suffix('.').unwrap_or(host);
-    host.parse::<std::net::IpAddr>().is_ok()
+    host.parse::<IpAddr>().is_ok()
         || host.eq_ignore_ascii_case("localhost")
         || names.iter().any(|name| name.eq_ignore_ascii_case(host))
 }
 
 /// Whether the caller is on this machine (or in this pod), and does not speak for someone who is not.
+///
+/// SECURITY: not all of 127.0.0.0/8: a service mesh brings what comes from outside by another address of it (Istio by
+/// 127.0.0.6), and who calls from here by none but these two.
 pub(super) fn is_here<B>(request: &Request<B>, connection: &Connection) -> bool {
     const PASSED_ON: [&str; 3] = ["forwarded", "x-forwarded-for", "via"];
-    connection.peer().is_some_and(|peer| peer.ip().to_canonical().is_loopback())
+    let here = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    connection.peer().is_some_and(|peer| here.contains(&peer.ip().to_canonical()))
         && !PASSED_ON.iter().any(|name| request.headers().contains_key(*name))
 }
 
@@ -262,6 +267,27 @@ mod tests {
         assert_eq!(checked(&[("host", "localhost"), ("host", "localhost")], "/"), Err(Cause::BadHost));
         let absolute = checked(&[("host", "localhost")], "http://evil.example/refresh");
         assert_eq!(absolute, Err(Cause::CrossSite));
+    }
+
+    #[test]
+    fn who_is_here_is_on_this_machine_and_speaks_for_himself() {
+        let here = |peer: &str, header: Option<&str>| {
+            let mut request = Request::builder();
+            if let Some(name) = header {
+                request = request.header(name, "10.0.0.7");
+            }
+            is_here(&request.body(()).unwrap(), &Connection::from(peer.parse().unwrap()))
+        };
+        for peer in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(here(peer, None), "{peer}");
+            for passed_on in ["x-forwarded-for", "forwarded", "via"] {
+                assert!(!here(peer, Some(passed_on)), "{peer} {passed_on}");
+            }
+        }
+        for peer in ["127.0.0.6:1", "10.0.0.7:1", "[2001:db8::7]:1", "[::ffff:10.0.0.7]:1"] {
+            assert!(!here(peer, None), "{peer}");
+        }
+        assert!(!is_here(&Request::new(()), &Connection::default()));
     }
 
     #[test]

@@ -121,8 +121,8 @@ pub(super) fn egress(reader: &mut Reader, upstream: Option<&Origin>) -> Option<O
             let remedy = "set WECHAT_SIDECAR_TOKEN_PROXY, or token_proxy in a file, instead of the flag";
             return Err(Refusal { hide: true, ..Refusal::new(what, remedy) });
         }
-        Egress::parse(text)
-            .map_err(|told| Refusal { hide: text.contains('@'), ..Refusal::from_sentence(&told) })
+        // SECURITY: however it was meant, it may have a password in it.
+        Egress::parse(text).map_err(|told| Refusal { hide: true, ..Refusal::from_sentence(&told) })
     })?;
     let wrong = if needless {
         Some((

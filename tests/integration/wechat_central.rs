@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
@@ -14,15 +14,16 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use wechat_sidecar::credentials::{AppId, Secret};
 use wechat_sidecar::origin::Origin;
-use wechat_sidecar::sim::DEFAULT_SECRET;
 use wechat_sidecar::tls::ExtraRoots;
 use wechat_sidecar::token::Token;
 use wechat_sidecar::token::keeper::{Reason, Refresh, Refusal, Said, TokenKeeper};
 use wechat_sidecar::token::source::{CentralSource, central};
 use wechat_sidecar::token::store::MemoryStore;
 
+use crate::wechat_process;
 use crate::wechat_rig::{APPID, Answer, App, PATIENCE, SEND, Sidecar, Wechat, until, within};
 
 /// The key of the followers.
@@ -148,7 +149,7 @@ async fn sixty_four_followers_on_one_central_server_cost_one_fetch_a_life() {
         assert_eq!(keeper.token(PATIENCE).await.unwrap().expose(), sim.live_token(APPID).unwrap());
     }
     assert_eq!(central.fetches(), 1);
-    for life in 2..=6 {
+    for life in 2..=12 {
         // By its end, or by a foreign caller; everyone hears of it at once.
         if life % 2 == 0 {
             sim.expire_now(APPID)
@@ -280,6 +281,21 @@ async fn a_token_is_handed_to_those_whose_key_is_for_it_and_a_refused_one_replac
 }
 
 #[tokio::test]
+async fn many_who_report_a_token_that_wechat_holds_to_are_not_a_fetch_each() {
+    let central = Central::start().await;
+    let token = central.ask(Method::GET, "/v1/token", Some(KEY), "").await.json();
+    let report = format!(r#"{{"refused":{},"news":true}}"#, token["fingerprint"]);
+    let began = Instant::now();
+    for _ in 0..50 {
+        let reply = central.ask(Method::POST, "/v1/token/refresh", Some(KEY), &report).await;
+        assert!(matches!(reply.status, 200 | 503), "{reply:?}");
+    }
+    // One is news, the next is free, then the breaker; late reports are news again after 2 s.
+    let most = 3 + began.elapsed().as_secs();
+    assert!(central.fetches() <= 1 + most, "{} in {:?}", central.fetches(), began.elapsed());
+}
+
+#[tokio::test]
 async fn what_is_asked_for_wrongly_gets_a_clear_error_and_costs_nothing() {
     let central = Central::start().await;
     let refresh = "/v1/token/refresh";
@@ -352,9 +368,35 @@ async fn what_the_central_server_cannot_get_its_followers_are_told() {
     until("it has failed", async || keeper.status().failure.is_some()).await;
     let told = keeper.token(Duration::ZERO).await.unwrap_err().message;
     assert!(told.contains("40125") && told.contains("secret_file"), "{told}");
-    let secret = Secret::parse(DEFAULT_SECRET).unwrap();
-    wechat.sim.set_account(&AppId::parse(APPID).unwrap(), &secret);
-    assert_eq!(app.admin("/readyz").await.status, 503);
+    let request = app.to_admin(Method::GET, "/v1/token").header("authorization", format!("Bearer {KEY}"));
+    let reply = app.send(request.body(Full::default()).unwrap()).await;
+    reply.assert_no_token();
+    assert!(reply.text().contains("40125"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn check_asks_the_central_server_and_one_that_is_itself_is_refused() {
+    let central = Central::start().await;
+    let key = central.files.path().join("key");
+    let with = |command: &str, url: &str, more: &[&str]| {
+        let mut args = vec![OsString::from(command)];
+        args.extend(central.wechat.settings(&[
+            "--central",
+            url,
+            "--central-key-file",
+            key.to_str().unwrap(),
+        ]));
+        let at = args.iter().position(|arg| arg == "--admin-listen").unwrap();
+        more.iter().for_each(|admin| args[at + 1] = admin.into());
+        wechat_process::command(args, [])
+    };
+    let ended = wechat_process::run(with("check", &central.url(), &[])).await;
+    assert_eq!(ended.code, Some(0), "{}{}", ended.out, ended.err);
+    assert!(ended.out.contains("the central server gave a token"), "{}", ended.out);
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let ended = wechat_process::run(with("run", &format!("http://{free}"), &[&free])).await;
+    assert_eq!(ended.code, Some(1), "{}{}", ended.out, ended.err);
+    assert!(ended.err.contains("admin port of this sidecar itself"), "{}", ended.err);
 }
 
 /// Answers every request on every connection with the same bytes.

@@ -33,6 +33,8 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     next_reason: Reason,
     /// What the last round comes to for those who waited for it.
     answer: Refresh,
+    /// It asked a central server for what it has, and told it of no refusal; so it answers none.
+    unaware: bool,
     backoff: Backoff,
     refusals: Refusals,
     /// The round under way is one that the breaker on refusals counts.
@@ -133,6 +135,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             pace,
             next_reason: Reason::Startup,
             answer: Refresh::No("nothing was fetched yet".to_owned()),
+            unaware: false,
             backoff: Backoff::default(),
             refusals: Refusals::new(&pace),
             governed: false,
@@ -240,15 +243,17 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
-        // The others first, since one token is for all; but nobody waits for a store that is out.
-        let brought = if self.store_is_out {
-            let brought = self.publish(token.clone(), reason, "fetched a token");
+        // The others first, since one token is for all; but nobody waits for a store that is out. What is asked for every
+        // minute and is still the same is no news to the other replicas.
+        let is_news = *reason != Reason::Look || self.state.borrow().token.as_ref() != Some(&token);
+        let first = is_news && !self.store_is_out;
+        if first {
             self.save(&token).await;
-            brought
-        } else {
+        }
+        let brought = self.publish(token.clone(), reason, "fetched a token");
+        if is_news && !first {
             self.save(&token).await;
-            self.publish(token, reason, "fetched a token")
-        };
+        }
         drop(lease);
         Ok(Renewed::Brought(brought))
     }
@@ -260,6 +265,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     /// Ends a round: when the next one is, and what those who waited are told.
     fn settle(&mut self, reason: Reason, renewed: Result<Renewed, FetchError>) {
         self.is_news = false;
+        self.unaware = self.source.supplier() == Supplier::Central && reason.refused().is_none();
         if std::mem::take(&mut self.governed) {
             self.refusals.end(matches!(renewed, Ok(Renewed::Brought(Refresh::Same(_)))));
         }
@@ -317,7 +323,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             },
             // A round has ended since it was made, which makes it one of those who waited for that round. Not so
             // where that round brought the very token that is refused here: it was published before it ended.
-            _ if ask.rounds < rounds && !self.answer.brings_refused(&ask.reason) => self.answer.clone(),
+            _ if ask.rounds < rounds && self.answers(&ask.reason) => self.answer.clone(),
             (_, Reason::Reject { refused, refusal }) => match self.why_not(refused, *refusal) {
                 Some(why) => Refresh::No(why),
                 None => {
@@ -330,6 +336,12 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         // Gone in this very moment is no different from gone before.
         let _ = ask.reply.send(answer);
         None
+    }
+
+    /// Whether the last round is an answer to who waited for it.
+    fn answers(&self, reason: &Reason) -> bool {
+        let unheard = self.unaware && reason.refused().is_some();
+        !unheard && !self.answer.brings_refused(reason)
     }
 
     /// A round begins because `refused` was.

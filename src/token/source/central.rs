@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -23,6 +23,7 @@ use super::client::{Client, Names, Reply, Way};
 use super::errcode::{Class, FetchError, presentable};
 use super::{Pace, Supplier, TokenSource, Want, reply};
 use crate::credentials::{AppId, Secret};
+use crate::error::{Cause, ERROR_HEADER};
 use crate::origin::Origin;
 use crate::tls::ExtraRoots;
 use crate::token::Token;
@@ -54,16 +55,14 @@ impl fmt::Debug for Config {
 }
 
 /// What is said of a token that WeChat refused: the body of [`REFRESH_PATH`].
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
+#[derive(Serialize)]
+struct Report<'a> {
     /// Whose token it was.
-    pub appid: Option<String>,
-    /// The token's fingerprint, or the token.
-    pub refused: Option<String>,
+    appid: &'a str,
+    /// Its fingerprint.
+    refused: String,
     /// As [`Want::news`].
-    #[serde(default)]
-    pub news: bool,
+    news: bool,
 }
 
 /// It is a server of our own, and asking it costs nobody a fetch: so often, and within seconds where it fails.
@@ -187,6 +186,13 @@ impl CentralSource {
                     "the central server at {origin} does not know our key ({said}); put a key of its central_keys_file into central_key_file and restart"
                 ),
             ),
+            403 if headers.get(ERROR_HEADER).is_some_and(|cause| cause == Cause::CrossSite.name()) => (
+                Class::Config,
+                WRONG_KEY,
+                format!(
+                    "the central server does not go by the name in {origin} ({said}); there, add the name to admin_hosts"
+                ),
+            ),
             403 => (
                 Class::Config,
                 WRONG_KEY,
@@ -259,8 +265,8 @@ impl TokenSource for CentralSource {
             None => self.client.request(Method::GET, &format!("{TOKEN_PATH}?appid={}", self.appid)),
             Some(refused) => {
                 let report = Report {
-                    appid: Some(self.appid.to_string()),
-                    refused: Some(refused.fingerprint().to_string()),
+                    appid: self.appid.as_str(),
+                    refused: refused.fingerprint().to_string(),
                     news: want.news,
                 };
                 let body = serde_json::to_vec(&report)
@@ -347,6 +353,12 @@ mod tests {
                 "put a key of its central_keys_file",
             ),
             (config(403), vec![], r#"{"errmsg":"no"}"#, "add wx1 to our key"),
+            (
+                config(403),
+                vec![("x-wechat-sidecar-error", "cross-site")],
+                r#"{"errmsg":"no such name"}"#,
+                "add the name to admin_hosts",
+            ),
             (config(404), vec![], "", "no central token server at http://127.0.0.1:1"),
             (config(302), vec![("location", "http://elsewhere/")], "", "never followed"),
             ((429, Class::Quota, secs(3)), vec![("retry-after", "3")], "", "too often"),

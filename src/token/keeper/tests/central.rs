@@ -3,9 +3,9 @@
 use super::*;
 use crate::token::source::Supplier;
 
-/// A central server without its network.
+/// A central server without its network, and how long it takes to say what it has.
 #[derive(Clone)]
-struct Passed(TokenKeeper);
+struct Passed(TokenKeeper, Duration);
 
 impl TokenSource for Passed {
     fn name(&self) -> &'static str {
@@ -22,7 +22,11 @@ impl TokenSource for Passed {
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
         let brought = match want.refused.and_then(|refused| self.0.find(refused.fingerprint())) {
-            None => return self.0.token(WAIT).await.map_err(|none| FetchError::transient(none.message)),
+            None => {
+                let token = self.0.token(WAIT).await.map_err(|none| FetchError::transient(none.message));
+                sleep(self.1).await;
+                return token;
+            }
             Some(refused) => {
                 if want.news {
                     refused.mark_accepted();
@@ -38,13 +42,14 @@ impl TokenSource for Passed {
     }
 }
 
+fn follower(central: &TokenKeeper, latency: Duration) -> (TokenKeeper, JoinHandle<()>) {
+    let appid = AppId::parse("wx0123456789abcdef").unwrap();
+    let (keeper, worker) = TokenKeeper::new(appid, Passed(central.clone(), latency), MemoryStore::new());
+    (keeper, tokio::spawn(worker.run()))
+}
+
 fn followers(central: &TokenKeeper, number: usize) -> Vec<(TokenKeeper, JoinHandle<()>)> {
-    let follower = || {
-        let appid = AppId::parse("wx0123456789abcdef").unwrap();
-        let (keeper, worker) = TokenKeeper::new(appid, Passed(central.clone()), MemoryStore::new());
-        (keeper, tokio::spawn(worker.run()))
-    };
-    (0..number).map(|_| follower()).collect()
+    (0..number).map(|_| follower(central, Duration::ZERO)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,4 +112,27 @@ async fn a_rotation_is_known_to_followers_within_a_minute_or_by_one_refusal() {
     let fetches = wechat.fetches() - 3;
     assert!((200..=240).contains(&fetches), "one in 16 s, not one for each of 64: {fetches}");
     assert_eq!(central.current(), Some(held));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_under_way_is_no_answer_to_a_refusal() {
+    let wechat = WeChat::stable();
+    let (central, _worker) = wechat.kept();
+    let (follower, _following) = follower(&central, secs(3));
+    let held = follower.token(secs(10)).await.unwrap();
+    held.mark_accepted();
+    while follower.status().next_attempt.is_some() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    // It is being told of the token that WeChat refuses now.
+    wechat.with(Rules::rotate);
+    let news = Refusal { chronic: false, ..CHRONIC };
+    let refreshing: JoinSet<_> = (0..10)
+        .map(|_| {
+            let (follower, held) = (follower.clone(), held.clone());
+            async move { another(follower.refresh(&held, news, secs(10)).await) }
+        })
+        .collect();
+    assert!(refreshing.join_all().await.iter().all(|token| token.expose() == "TOKEN_2"));
+    assert_eq!(wechat.fetches(), 2);
 }
