@@ -3,8 +3,10 @@
 //! `wake(Reason) → load → adopt? → lease → load again → adopt? → fetch → save → publish → release → sleep`
 //!
 //! One task per account walks that line ([`keeper`]) and is the only writer; every call reads what it published.
-//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share.
+//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share, and [`bridge`] hands the token
+//! to apps that have yet to move here.
 
+pub mod bridge;
 pub mod keeper;
 pub mod source;
 pub mod store;

@@ -94,6 +94,9 @@ pub struct Want<'a> {
     pub news: bool,
     /// Void whatever token there is: `force_refresh`, of which WeChat grants 20 a day. Only ever a person's wish.
     pub force: bool,
+    /// A fetch is wanted for its own sake, by a person or because of another AppSecret: no token that someone fetched
+    /// before will do.
+    pub afresh: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.

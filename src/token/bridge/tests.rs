@@ -1,0 +1,147 @@
+//! What the bridge does with what it finds, and what it takes: without a Redis, which has tests of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, advance};
+use zeroize::Zeroizing;
+
+use super::*;
+
+const APPS: &str = "50_a-token-that-an-app-fetched-for-itself_0123456789";
+
+fn bridge(adopts: bool) -> Bridge {
+    let (appid, secret) = (AppId::parse("wxAPPID").unwrap(), Secret::parse("5ec2e7").unwrap());
+    let redis = Arc::new(Redis::new("redis://127.0.0.1:1").unwrap());
+    Bridge::new(appid, &secret, &[plain()], redis, adopts, |token| token.starts_with("PLACEHOLDER"))
+}
+
+fn plain() -> Format {
+    Format::parse("wxjava-mp").unwrap()
+}
+
+fn token(name: &str, life: u64) -> Token {
+    let value = format!("50_one-of-ours-{name}-0123456789012345678901234567890123456789");
+    Token::new(&value, Instant::now(), Duration::from_secs(life)).unwrap()
+}
+
+fn found(value: &str, ttl: Option<u64>) -> Option<Found> {
+    let value = Zeroizing::new(value.as_bytes().to_vec());
+    Some(Found { value, ttl: ttl.map(Duration::from_secs) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_gone_is_written_and_what_is_there_is_left() {
+    let bridge = bridge(false);
+    let ours = token("now", 7200);
+    bridge.remember(&ours);
+    let act = |found: Option<Found>, new| bridge.act(&plain(), found.as_ref(), &ours, new);
+    assert_eq!(act(None, true), Act::Write(7140));
+    assert_eq!(act(None, false), Act::Write(7140));
+    for new in [true, false] {
+        assert_eq!(act(found(ours.expose(), Some(7140)), new), Act::Leave);
+        assert_eq!(act(found(ours.expose(), None), new), Act::Write(7140), "it would be there for ever");
+        assert_eq!(act(found(ours.expose(), Some(7200)), new), Act::Write(7140), "or too long");
+    }
+    advance(Duration::from_secs(7000)).await;
+    assert_eq!(act(None, false), Act::Write(140));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_apps_own_token_is_left_until_there_is_a_new_one() {
+    for adopts in [false, true] {
+        let bridge = bridge(adopts);
+        let ours = token("now", 7200);
+        bridge.remember(&ours);
+        let act = |found: Option<Found>, new| bridge.act(&plain(), found.as_ref(), &ours, new);
+        assert_eq!(act(found(APPS, Some(7000)), false), Act::Leave);
+        // Where it may be taken, it is not overwritten either.
+        let expected = if adopts { Act::Leave } else { Act::Write(7140) };
+        assert_eq!(act(found(APPS, Some(7000)), true), expected);
+        assert_eq!(act(found(APPS, None), true), Act::Write(7140), "which is never taken");
+        assert_eq!(act(found("", Some(7000)), true), Act::Write(7140));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_token_of_ours_and_a_placeholder_are_replaced() {
+    for adopts in [false, true] {
+        let bridge = bridge(adopts);
+        let (before, ours) = (token("before", 7200), token("now", 7200));
+        bridge.remember(&before);
+        bridge.remember(&ours);
+        for value in [before.expose(), "PLACEHOLDER-of-an-app-that-has-moved-0123456789"] {
+            for new in [true, false] {
+                let act = bridge.act(&plain(), found(value, Some(7000)).as_ref(), &ours, new);
+                assert_eq!(act, Act::Write(7140), "{value}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn near_its_end_a_token_is_taken_back_and_none_of_another_is() {
+    let bridge = bridge(false);
+    let (before, ours) = (token("before", 7200), token("now", 7200));
+    bridge.remember(&before);
+    bridge.remember(&ours);
+    advance(Duration::from_secs(7140)).await;
+    let act = |found: Option<Found>| bridge.act(&plain(), found.as_ref(), &ours, false);
+    assert_eq!(act(found(ours.expose(), Some(1))), Act::Delete);
+    assert_eq!(act(found(before.expose(), Some(1))), Act::Delete);
+    assert_eq!(act(found(APPS, Some(1))), Act::Leave);
+    assert_eq!(act(None), Act::Leave);
+    let brief = token("brief", 1);
+    assert_eq!(bridge.act(&plain(), None, &brief, true), Act::Leave, "no whole second is left of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_sound_token_of_another_is_taken() {
+    let bridge = bridge(true);
+    let ours = token("now", 7200);
+    bridge.remember(&ours);
+    let take = |value: &str, ttl| bridge.take(&plain(), &found(value, ttl).unwrap());
+    let taken = take(APPS, Some(7000)).unwrap();
+    assert_eq!(
+        (taken.expose(), taken.remaining()),
+        (APPS, Duration::from_secs(6995)),
+        "WeChat counted from earlier"
+    );
+    assert!(!taken.was_accepted(), "whether WeChat takes it is yet to be seen");
+    let long = "x".repeat(4097);
+    for (value, ttl, why) in [
+        (APPS, None, "no end"),
+        (APPS, Some(86_401), "more than a day"),
+        ("", Some(7000), "too short"),
+        ("short", Some(7000), "too short"),
+        (&long, Some(7000), "longer than 4096"),
+        ("a token with white space in it, and quite a lot of it", Some(7000), "white space"),
+        ("50_a\r\nHost: example.com_0123456789012345678901234567890", Some(7000), "control"),
+        ("PLACEHOLDER-of-an-app-that-has-moved-0123456789", Some(7000), "placeholder"),
+        (ours.expose(), Some(7000), "ours"),
+    ] {
+        let told = take(value, ttl).unwrap_err();
+        assert!(told.contains(why), "{told}");
+    }
+    let php = Format::parse("easywechat=k").unwrap();
+    let value = found(&format!("s:{}:\"{APPS}\";", APPS.len()), Some(7000)).unwrap();
+    assert!(bridge.take(&php, &value).unwrap_err().contains("not taken"));
+}
+
+#[test]
+fn the_warning_names_who_gets_it_and_how_it_ends() {
+    let appid = AppId::parse("wxAPPID").unwrap();
+    let of = |parts: &[&str]| {
+        let formats: Vec<_> = parts.iter().map(|part| Format::parse(part).unwrap()).collect();
+        Bridge::warning(&appid, &formats, "redis://h:6379/0")
+    };
+    let warning = of(&["wxjava-mp", "wechatpy=app"]);
+    for part in
+        ["REAL", "wxjava-mp (wx:access_token:wxAPPID)", "app:wxAPPID_access_token", "remove the setting"]
+    {
+        assert!(warning.contains(part), "{warning}");
+    }
+    assert!(!warning.contains("APPSECRET"), "{warning}");
+    let warning = of(&["easywechat=official_account.access_token.{appid}.{secret}.0"]);
+    assert!(warning.contains("APPSECRET") && warning.contains("{secret}"), "{warning}");
+}
