@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::account::Account;
+use crate::account::{Account, is_placeholder};
 use crate::admin::{self, Admin};
 use crate::ca::{self, Identity};
 use crate::config::Config;
@@ -29,6 +29,8 @@ use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
+use crate::token::bridge::adopt::Adopting;
+use crate::token::bridge::{Bridge, Redis};
 use crate::token::keeper::{TokenKeeper, Worker};
 use crate::token::source::Source;
 use crate::token::store::MemoryStore;
@@ -48,7 +50,9 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, MemoryStore>>,
+    keepers: Vec<Worker<Adopting<Source>, MemoryStore>>,
+    /// And whom each leads to, with the keeper whose token it gives.
+    bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
 }
 
 /// Where it really listens.
@@ -141,15 +145,32 @@ impl App {
 
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
+        let mut bridges = Vec::new();
+        let bridge_redis = config.bridge.as_ref().map(|bridge| Redis::new(&bridge.redis));
+        let bridge_redis = bridge_redis.transpose().map_err(BindError::Other)?.map(Arc::new);
         for account in &config.accounts {
             let source = config.source_for(account);
             let source = Source::new(&source, account.appid.clone(), account.secret.clone())
                 .map_err(|error| BindError::Other(error.to_string()))?;
+            let bridge =
+                config.bridge.as_ref().zip(bridge_redis.as_ref()).filter(|_| !account.bridge.is_empty());
+            let bridge = bridge.map(|(bridge, redis)| {
+                Arc::new(Bridge::new(
+                    account.appid.clone(),
+                    &account.secret,
+                    &account.bridge,
+                    Arc::clone(redis),
+                    bridge.adopt,
+                    is_placeholder,
+                ))
+            });
+            let source = Adopting::new(source, bridge.clone());
             let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers })
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, bridges })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -163,7 +184,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, bridges, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -206,6 +227,9 @@ impl App {
         let control = thread("control".to_owned(), ended, move || async move {
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
+            }
+            for (bridge, keeper) in bridges {
+                tokio::task::spawn_local(bridge.give(keeper));
             }
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {

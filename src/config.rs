@@ -4,6 +4,7 @@
 //! Components declare what they need and never look here. All problems are told at once, each with the place it was
 //! found at, its value (never a secret's) and what to do about it.
 
+pub mod bridge;
 pub mod cli;
 pub mod settings;
 
@@ -26,6 +27,7 @@ use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
 use crate::hosts::Hosts;
 use crate::origin::{Origin, Reach};
 use crate::tls::ExtraRoots;
+use crate::token::bridge::format::Format;
 use crate::token::source::Endpoint;
 use crate::{account, admin, proxy, server, telemetry, token};
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub authority: Option<Arc<Authority>>,
     /// The accounts, no appid twice; the first is the default. Never empty.
     pub accounts: Vec<account::Config>,
+    /// Where the bridge of the accounts that have one leads.
+    pub bridge: Option<bridge::Config>,
     /// Where probes are answered.
     pub admin: admin::Config,
     /// What is logged and how.
@@ -101,6 +105,7 @@ pub struct Source {
 pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Config, Problems> {
     let mut reader = Reader::new(Verb::Run, flags, env);
     let accounts = accounts(&mut reader);
+    let bridge = bridge::read(&mut reader, &accounts);
     let listen = reader.listen("listen");
     let admin_listen = reader.listen("admin_listen");
     let tls_listen = reader.listen("tls_listen");
@@ -188,6 +193,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             hosts: hosts?,
             authority,
             accounts,
+            bridge,
             admin: admin::Config { listen: admin_listen? },
             telemetry: telemetry?,
             grace_period: grace_period?,
@@ -219,6 +225,7 @@ fn warn(config: &mut Config) {
             account.appid
         ));
     }
+    config.warnings.extend(bridge::warnings(config.bridge.as_ref(), &config.accounts));
     let strangers =
         telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
     for target in strangers.unwrap_or_default() {
@@ -232,14 +239,16 @@ fn warn(config: &mut Config) {
 /// The top-level account, if one is named, and the file's `[[account]]` tables, in this order.
 fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
+    let bridge = reader.value("bridge", bridge::formats).unwrap_or_default();
+    let inherited = (endpoint, bridge);
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, endpoint));
+        accounts.extend(account(reader, &values, None, &inherited));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), endpoint) else { continue };
+        let Some((account, at)) = account(reader, table, Some(place), &inherited) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -260,7 +269,7 @@ fn account(
     reader: &mut Reader,
     table: &Table,
     begins: Option<&Place>,
-    inherited: Endpoint,
+    inherited: &(Endpoint, Vec<Format>),
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -273,11 +282,15 @@ fn account(
     let secret = secret(reader, table, begins);
     let endpoint = match table.get("token_endpoint").filter(|_| begins.is_some()) {
         Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
-        None => Some(inherited),
+        None => Some(inherited.0),
+    };
+    let bridge = match table.get("bridge").filter(|_| begins.is_some()) {
+        Some(written) => take(&mut reader.problems, "bridge", written, bridge::formats),
+        None => Some(inherited.1.clone()),
     };
     let (appid, place): (AppId, Place) = appid?;
     let (secret, secret_origin) = secret?;
-    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint?, bridge: bridge? }, place))
 }
 
 fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {

@@ -50,6 +50,12 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
     Store,
+    /// A Redis.
+    Redis,
+    /// Formats of apps that have yet to move.
+    Bridge,
+    /// true or false.
+    Switch,
     /// What is logged.
     Filter,
     /// A length of time, from and up to.
@@ -112,7 +118,7 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint"];
+pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint", "bridge"];
 
 /// Every setting, in the order people read about them.
 pub static SETTINGS: &[Setting] = &[
@@ -230,6 +236,33 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Store,
         default: Fallback::Text("memory"),
         help: "Where tokens are kept; this version has memory only",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge",
+        value: "FORMATS",
+        kind: Kind::Bridge,
+        default: Fallback::Text("none"),
+        help: "Hands the REAL token to apps that have yet to move, as their SDKs keep it in Redis; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_store",
+        value: "URL",
+        kind: Kind::Redis,
+        default: Fallback::None,
+        help: "The Redis of these apps, such as redis://host:6379, where it is not the one of `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_adopt",
+        value: "SWITCH",
+        kind: Kind::Switch,
+        default: Fallback::Text("false"),
+        help: "Whether a token that such an app fetched is taken instead of fetching another: true or false",
         forms: Forms::All,
         commands: SERVE,
     },

@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret};
 use crate::hosts;
 use crate::origin::Origin;
 use crate::telemetry;
+use crate::token::bridge;
 
 /// Why a value cannot be used.
 #[derive(Debug)]
@@ -136,6 +138,19 @@ pub(super) fn store(text: &str) -> Parsed<()> {
     }
 }
 
+/// A Redis. SECURITY: a URL that cannot be read may have its password anywhere.
+pub(super) fn redis(text: &str) -> Parsed<Zeroizing<String>> {
+    match bridge::Redis::new(text) {
+        Ok(_) => Ok(Zeroizing::new(text.to_owned())),
+        Err(told) => Err(Refusal { hide: true, ..Refusal::from_sentence(&told) }),
+    }
+}
+
+/// true or false.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    Ok(one_of(text, &["false", "true"])? == 1)
+}
+
 /// What is logged.
 pub(super) fn filter(text: &str) -> Parsed<String> {
     match telemetry::parse_filter(text) {
@@ -221,6 +236,9 @@ mod tests {
             Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),
             Kind::Store => store(text),
+            Kind::Redis => redis(text).map(drop),
+            Kind::Bridge => crate::config::bridge::formats(text).map(drop),
+            Kind::Switch => switch(text).map(drop),
             Kind::Filter => filter(text).map(drop),
             Kind::Duration(least, most) => duration(text, least, most).map(drop),
             Kind::Size(least, most) => size(text, least, most).map(drop),

@@ -419,4 +419,19 @@ mod tests {
         assert!(Format::parse("easywechat=a.{secret}").unwrap().has_secret_in_key());
         assert!(!Format::parse("powerwechat").unwrap().has_secret_in_key());
     }
+
+    #[test]
+    fn the_readme_tells_every_format_and_its_key() {
+        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+        for known in KNOWN {
+            let key = match known.argument {
+                Argument::Prefix(prefix) => known.key.replacen("{}", prefix, 1),
+                Argument::None => known.key.replace("{md5}", ""),
+                Argument::Key => "setKey()".to_owned(),
+            };
+            let is_row =
+                |line: &str| line.contains(&format!("`{}", known.name)) && line.contains(&format!("`{key}"));
+            assert!(readme.lines().any(is_row), "README.md: a row for {} with {key}", known.name);
+        }
+    }
 }

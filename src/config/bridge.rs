@@ -1,0 +1,92 @@
+//! `bridge` and what goes with it: for which apps that have yet to move, in which Redis, and whether theirs is taken.
+
+use zeroize::Zeroizing;
+
+use super::problem::{Place, Problem};
+use super::reader::Reader;
+use super::settings::get;
+use super::values::{self, Parsed, Refusal, looks_like_a_secret};
+use crate::account;
+use crate::token::bridge::Bridge;
+use crate::token::bridge::format::Format;
+
+/// Where the bridge leads, if any account has one.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The Redis of the apps. SECURITY: may have a password in it.
+    pub redis: Zeroizing<String>,
+    /// Whether a token that an app fetched is taken instead of fetching another.
+    pub adopt: bool,
+}
+
+/// The formats, with commas between them; none for `none`.
+pub(super) fn formats(text: &str) -> Parsed<Vec<Format>> {
+    if text == "none" {
+        return Ok(Vec::new());
+    }
+    // SECURITY: EasyWeChat's own key has the AppSecret in it, and might be copied here with it.
+    if text.split(|c: char| !c.is_ascii_alphanumeric()).any(looks_like_a_secret) {
+        let what = "a part of it looks like an AppSecret";
+        let remedy = "write {secret} in its place, or better a key of your own that you give to setKey()";
+        return Err(Refusal { hide: true, ..Refusal::new(what, remedy) });
+    }
+    let formats = text.split(',').map(|part| Format::parse(part.trim())).collect::<Result<Vec<_>, _>>();
+    formats.map_err(|sentence| Refusal::from_sentence(&sentence))
+}
+
+/// Where the bridge leads; `None` and perhaps problems where there is none.
+pub(super) fn read(reader: &mut Reader, accounts: &[account::Config]) -> Option<Config> {
+    let redis = reader.value("bridge_store", values::redis);
+    let adopt = reader.value("bridge_adopt", values::switch);
+    let bridged = accounts.iter().any(|account| !account.bridge.is_empty());
+    if !bridged {
+        for key in ["bridge_store", "bridge_adopt"] {
+            if reader.sources.values.contains_key(key) && !reader.problems.iter().any(|p| p.key == "bridge") {
+                let what = "It is for a bridge, and no account has one.";
+                let remedy = format!("set bridge, or leave {key} out");
+                reader.problems.push(Problem::new(key, reader.place(key), what, remedy));
+            }
+        }
+        return None;
+    }
+    let mut keys: Vec<(Zeroizing<String>, String)> = Vec::new();
+    for account in accounts {
+        for format in &account.bridge {
+            let shown = format.shown(&account.appid);
+            let key = format.key(&account.appid, &account.secret);
+            if let Some((_, other)) = keys.iter().find(|(other, _)| *other == key) {
+                let what = format!("Two of its parts write one key: {other} and {shown}.");
+                let remedy =
+                    "leave one of them out, or write {appid} into the key where several accounts have it";
+                reader.problems.push(Problem::new("bridge", reader.place("bridge"), what, remedy));
+            }
+            keys.push((key, shown));
+        }
+    }
+    let place = reader.place("bridge_store");
+    if redis.as_ref().is_some_and(|redis| redis.contains('@')) && matches!(place, Place::Flag(_)) {
+        reader.problems.push(Problem::new(
+            "bridge_store",
+            place,
+            "A password cannot stand in a flag: every user of this machine may read a command line.",
+            format!("set {}", get("bridge_store").env()),
+        ));
+    }
+    if redis.is_none() && !reader.sources.values.contains_key("bridge_store") {
+        reader.problems.push(Problem::new(
+            "bridge_store",
+            reader.place("bridge"),
+            "There is a bridge, and no Redis that it leads to.",
+            "set it to the Redis of the apps, such as redis://host:6379",
+        ));
+    }
+    Some(Config { redis: redis?, adopt: adopt? })
+}
+
+/// What a person should know at every start.
+pub(super) fn warnings(config: Option<&Config>, accounts: &[account::Config]) -> Vec<String> {
+    let Some(config) = config else { return Vec::new() };
+    let bridged = accounts.iter().filter(|account| !account.bridge.is_empty());
+    let redis = config.redis.rsplit('@').next().unwrap_or_default();
+    bridged.map(|account| Bridge::warning(&account.appid, &account.bridge, redis)).collect()
+}
