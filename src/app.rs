@@ -29,11 +29,12 @@ use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
+use crate::token::bridge::Bridge;
 use crate::token::bridge::adopt::Adopting;
-use crate::token::bridge::{Bridge, Redis};
 use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::redis::Redis;
 use crate::token::source::Source;
-use crate::token::store::MemoryStore;
+use crate::token::store::{Store, Stores};
 
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -50,9 +51,11 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Adopting<Source>, MemoryStore>>,
-    /// And whom each leads to, with the keeper whose token it gives.
+    keepers: Vec<Worker<Adopting<Source>, Store>>,
+    /// Those to apps that have yet to move, each with the keeper whose token it gives.
     bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
+    /// What the stores and the bridges ask.
+    redis: Vec<Redis>,
 }
 
 /// Where it really listens.
@@ -143,34 +146,31 @@ impl App {
         // After the ports: one that is taken is the plainer news.
         reach::check(&config).map_err(BindError::Other)?;
 
+        let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
         let mut bridges = Vec::new();
-        let bridge_redis = config.bridge.as_ref().map(|bridge| Redis::new(&bridge.redis));
-        let bridge_redis = bridge_redis.transpose().map_err(BindError::Other)?.map(Arc::new);
+        // The bridge's Redis, apart from the store's where it is another.
+        let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
+        let bridged = apart.as_ref().or(stores.redis()).cloned();
         for account in &config.accounts {
             let source = config.source_for(account);
             let source = Source::new(&source, account.appid.clone(), account.secret.clone())
                 .map_err(|error| BindError::Other(error.to_string()))?;
-            let bridge =
-                config.bridge.as_ref().zip(bridge_redis.as_ref()).filter(|_| !account.bridge.is_empty());
+            let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
             let bridge = bridge.map(|(bridge, redis)| {
-                Arc::new(Bridge::new(
-                    account.appid.clone(),
-                    &account.secret,
-                    &account.bridge,
-                    Arc::clone(redis),
-                    bridge.adopt,
-                    is_placeholder,
-                ))
+                let (appid, secret, formats) = (account.appid.clone(), &account.secret, &account.bridge);
+                Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
             });
             let source = Adopting::new(source, bridge.clone());
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            let store = stores.of(&account.appid, account.endpoint);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
             bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, bridges })
+        let redis = stores.redis().cloned().into_iter().chain(apart).collect();
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, bridges, redis })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -184,7 +184,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, bridges, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, bridges, redis, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -225,6 +225,9 @@ impl App {
             })?);
         }
         let control = thread("control".to_owned(), ended, move || async move {
+            for redis in redis {
+                tokio::task::spawn_local(redis.run());
+            }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }

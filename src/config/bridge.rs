@@ -9,12 +9,13 @@ use super::values::{self, Parsed, Refusal, looks_like_a_secret};
 use crate::account;
 use crate::token::bridge::Bridge;
 use crate::token::bridge::format::Format;
+use crate::token::{redis, store};
 
-/// Where the bridge leads, if any account has one.
+/// Where the bridge of the accounts that have one leads.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The Redis of the apps. SECURITY: may have a password in it.
-    pub redis: Zeroizing<String>,
+    /// The Redis of the apps; `None` where it is the store's.
+    pub server: Option<redis::Config>,
     /// Whether a token that an app fetched is taken instead of fetching another.
     pub adopt: bool,
 }
@@ -34,9 +35,13 @@ pub(super) fn formats(text: &str) -> Parsed<Vec<Format>> {
     formats.map_err(|sentence| Refusal::from_sentence(&sentence))
 }
 
-/// Where the bridge leads; `None` and perhaps problems where there is none.
-pub(super) fn read(reader: &mut Reader, accounts: &[account::Config]) -> Option<Config> {
-    let redis = reader.value("bridge_store", values::redis);
+/// Where the bridge leads; `None`, and perhaps problems, where there is none.
+pub(super) fn read(
+    reader: &mut Reader,
+    accounts: &[account::Config],
+    store: Option<&store::Config>,
+) -> Option<Config> {
+    let address = reader.value("bridge_store", values::redis);
     let adopt = reader.value("bridge_adopt", values::switch);
     let bridged = accounts.iter().any(|account| !account.bridge.is_empty());
     if !bridged {
@@ -64,7 +69,8 @@ pub(super) fn read(reader: &mut Reader, accounts: &[account::Config]) -> Option<
         }
     }
     let place = reader.place("bridge_store");
-    if redis.as_ref().is_some_and(|redis| redis.contains('@')) && matches!(place, Place::Flag(_)) {
+    if address.as_ref().is_some_and(redis::Address::has_password) && matches!(place, Place::Flag(_)) {
+        // SECURITY: a secret is never a flag, neither whole nor as a part.
         reader.problems.push(Problem::new(
             "bridge_store",
             place,
@@ -72,7 +78,13 @@ pub(super) fn read(reader: &mut Reader, accounts: &[account::Config]) -> Option<
             format!("set {}", get("bridge_store").env()),
         ));
     }
-    if redis.is_none() && !reader.sources.values.contains_key("bridge_store") {
+    let of_store = match store {
+        Some(store::Config::Redis(config)) => Some(&config.server),
+        Some(store::Config::Memory) => None,
+        // What is wrong with it is told already.
+        None => return None,
+    };
+    if of_store.is_none() && !reader.sources.values.contains_key("bridge_store") {
         reader.problems.push(Problem::new(
             "bridge_store",
             reader.place("bridge"),
@@ -80,13 +92,21 @@ pub(super) fn read(reader: &mut Reader, accounts: &[account::Config]) -> Option<
             "set it to the Redis of the apps, such as redis://host:6379",
         ));
     }
-    Some(Config { redis: redis?, adopt: adopt? })
+    let roots = of_store.and_then(|server| server.roots.clone());
+    let server = address.map(|address| redis::Config { roots: roots.filter(|_| address.is_tls()), address });
+    Some(Config { server, adopt: adopt? })
 }
 
 /// What a person should know at every start.
-pub(super) fn warnings(config: Option<&Config>, accounts: &[account::Config]) -> Vec<String> {
-    let Some(config) = config else { return Vec::new() };
-    let bridged = accounts.iter().filter(|account| !account.bridge.is_empty());
-    let redis = config.redis.rsplit('@').next().unwrap_or_default();
-    bridged.map(|account| Bridge::warning(&account.appid, &account.bridge, redis)).collect()
+pub(super) fn warnings(config: &super::Config) -> Vec<String> {
+    let Some(bridge) = &config.bridge else { return Vec::new() };
+    let server = match (&bridge.server, &config.store) {
+        (Some(server), _) => server,
+        (None, store::Config::Redis(store)) => &store.server,
+        (None, store::Config::Memory) => return Vec::new(),
+    };
+    let bridged = config.accounts.iter().filter(|account| !account.bridge.is_empty());
+    let warning =
+        |account: &account::Config| Bridge::warning(&account.appid, &account.bridge, &server.address);
+    bridged.map(warning).collect()
 }

@@ -5,13 +5,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret};
 use crate::hosts;
 use crate::origin::Origin;
 use crate::telemetry;
-use crate::token::bridge;
+use crate::token::redis;
 
 /// Why a value cannot be used.
 #[derive(Debug)]
@@ -126,24 +125,31 @@ pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
     })
 }
 
-/// Where tokens are kept.
-pub(super) fn store(text: &str) -> Parsed<()> {
+/// Where tokens are kept: in memory, or at this address.
+pub(super) fn store(text: &str) -> Parsed<Option<redis::Address>> {
     match text {
-        "memory" => Ok(()),
-        _ if text.starts_with("redis://") || text.starts_with("rediss://") => Err(Refusal::new(
-            "this version keeps tokens in memory only, Redis is yet to come",
-            "leave store out; with token_endpoint = stable_token several replicas agree without a store",
-        )),
-        _ => Err(Refusal::new("there is no such store", "give memory, or leave it out")),
+        "memory" => Ok(None),
+        _ if redis::Address::is_meant(text) => self::redis(text).map(Some),
+        _ => Err(Refusal {
+            hide: text.contains('@'),
+            ..Refusal::new("there is no such store", "give memory, or a Redis such as redis://host:6379")
+        }),
     }
 }
 
-/// A Redis. SECURITY: a URL that cannot be read may have its password anywhere.
-pub(super) fn redis(text: &str) -> Parsed<Zeroizing<String>> {
-    match bridge::Redis::new(text) {
-        Ok(_) => Ok(Zeroizing::new(text.to_owned())),
-        Err(told) => Err(Refusal { hide: true, ..Refusal::from_sentence(&told) }),
+/// What keys begin with: nothing that a Cluster, an ACL pattern or a shell would read as something else.
+pub(super) fn prefix(text: &str) -> Parsed<String> {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(sound) {
+        return Ok(text.to_owned());
     }
+    let what = "it is not 1 to 64 characters of A-Z a-z 0-9 . _ : -";
+    Err(Refusal::new(what, "write something short, such as wechat-sidecar or staging"))
+}
+
+/// A Redis. SECURITY: what is written in an odd way may have its password where no one looks for it.
+pub(super) fn redis(text: &str) -> Parsed<redis::Address> {
+    redis::Address::parse(text).map_err(|told| Refusal { hide: true, ..Refusal::from_sentence(&told) })
 }
 
 /// true or false.
@@ -235,7 +241,8 @@ mod tests {
             Kind::Address => address(text).map(drop),
             Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),
-            Kind::Store => store(text),
+            Kind::Store => store(text).map(drop),
+            Kind::Prefix => prefix(text).map(drop),
             Kind::Redis => redis(text).map(drop),
             Kind::Bridge => crate::config::bridge::formats(text).map(drop),
             Kind::Switch => switch(text).map(drop),

@@ -16,7 +16,6 @@ pub mod adopt;
 pub mod format;
 
 mod keys;
-mod redis;
 #[cfg(test)]
 mod tests;
 
@@ -27,14 +26,11 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroizing;
 
 use super::keeper::TokenKeeper;
+use super::redis::{Address, Fault, Redis};
 use super::{Fingerprint, Token};
 use crate::credentials::{AppId, Secret};
 use format::Format;
 use keys::Found;
-
-use redis::Fault;
-
-pub use redis::Redis;
 
 /// How often it is looked whether everything is still there...
 const POLL: Duration = Duration::from_secs(8);
@@ -53,7 +49,7 @@ const LATE: Duration = Duration::from_secs(5);
 pub struct Bridge {
     appid: AppId,
     places: Vec<Place>,
-    redis: Arc<Redis>,
+    redis: Redis,
     /// Whether what an app fetched may be taken, and so is not overwritten.
     adopts: bool,
     is_placeholder: fn(&str) -> bool,
@@ -83,7 +79,7 @@ impl Bridge {
         appid: AppId,
         secret: &Secret,
         formats: &[Format],
-        redis: Arc<Redis>,
+        redis: Redis,
         adopts: bool,
         is_placeholder: fn(&str) -> bool,
     ) -> Self {
@@ -94,7 +90,7 @@ impl Bridge {
 
     /// What a person should know at every start.
     #[must_use]
-    pub fn warning(appid: &AppId, formats: &[Format], redis: &str) -> String {
+    pub fn warning(appid: &AppId, formats: &[Format], redis: &Address) -> String {
         let keys: Vec<_> = formats.iter().map(|format| format.shown(appid)).collect();
         let secret = if formats.iter().any(Format::has_secret_in_key) {
             "; THE APPSECRET ITSELF STANDS IN A KEY, where MONITOR, SLOWLOG, SCAN and every dump show it: give those \

@@ -10,7 +10,7 @@ mod bad_targets;
 mod entries;
 mod forwarding;
 mod leaks;
-mod redis_server;
+mod redis_rig;
 mod replay;
 mod replay_limits;
 mod replies;

@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use wechat_sidecar::sim::{DEFAULT_SECRET, ExpiresIn, Kind};
 
-use crate::redis_server::RedisServer;
+use crate::redis_rig::Server;
 use crate::wechat_rig::{APPID, PLACEHOLDER, Rig, Sidecar, Wechat, until, within};
 
 const WXJAVA: &str = "wx:access_token:wx0123456789abcdef";
 const POWERWECHAT: &str = "powerwechat.access_token.";
 
 /// A sidecar with a bridge in front of this WeChat, ready.
-async fn rig(wechat: Wechat, redis: &RedisServer, formats: &str, more: &[&str]) -> Rig {
+async fn rig(wechat: Wechat, redis: &Server, formats: &str, more: &[&str]) -> Rig {
     let url = redis.url();
     let args = [&["--bridge", formats, "--bridge-store", &url], more].concat();
     let rig = Rig::unready(wechat, &args).await;
@@ -23,19 +23,35 @@ async fn rig(wechat: Wechat, redis: &RedisServer, formats: &str, more: &[&str]) 
     rig
 }
 
-/// What stands there, as soon as something does.
-async fn there(redis: &RedisServer, key: &str) -> String {
-    let mut found = None;
-    until(key, async || {
-        found = redis.get(key).await;
-        found.is_some()
-    })
-    .await;
-    found.unwrap()
+/// What stands there; nothing where nothing does.
+fn get(redis: &Server, key: &str) -> String {
+    redis.cli(&["GET", key])
 }
 
-async fn until_there(redis: &RedisServer, key: &str, value: &str) {
-    until(key, async || redis.get(key).await.as_deref() == Some(value)).await;
+/// As an app would write it; 0 is for ever.
+fn set(redis: &Server, key: &str, value: &str, seconds: u64) {
+    let seconds = seconds.to_string();
+    let end: &[&str] = if seconds == "0" { &[] } else { &["EX", &seconds] };
+    assert_eq!(redis.cli(&[&["SET", key, value], end].concat()), "OK");
+}
+
+/// Milliseconds; -1 where it stays for ever, -2 where it is gone.
+fn left(redis: &Server, key: &str) -> i64 {
+    redis.cli(&["PTTL", key]).parse().unwrap()
+}
+
+fn keys(redis: &Server) -> Vec<String> {
+    redis.cli(&["KEYS", "*"]).lines().map(str::to_owned).filter(|key| !key.is_empty()).collect()
+}
+
+/// What stands there, as soon as something does.
+async fn there(redis: &Server, key: &str) -> String {
+    until(key, async || !get(redis, key).is_empty()).await;
+    get(redis, key)
+}
+
+async fn until_there(redis: &Server, key: &str, value: &str) {
+    until(key, async || get(redis, key) == value).await;
 }
 
 /// The token that WeChat takes.
@@ -45,7 +61,7 @@ fn live(rig: &Rig) -> String {
 
 #[tokio::test]
 async fn every_sdk_finds_the_token_in_its_own_bytes() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let formats = "wxjava-mp, wxjava-mp=wx:mp:multi, wxjava-miniapp, silenceper-mp, silenceper-mp-stable, \
                    silenceper-miniapp, silenceper-miniapp-stable, powerwechat, wechatpy, easywechat=team.{appid}, \
                    easywechat=official_account.access_token.{appid}.{secret}.0, \
@@ -60,11 +76,11 @@ async fn every_sdk_finds_the_token_in_its_own_bytes() {
     let (length, rest) = php.strip_prefix("s:").unwrap().split_once(":\"").unwrap();
     assert_eq!(rest, format!("{token}\";"));
     assert_eq!(length, token.len().to_string());
-    let keys = redis.keys().await;
+    let keys = keys(&redis);
     assert_eq!(keys.len(), 13, "{keys:?}");
     let powerwechat = keys.iter().find(|key| key.starts_with(POWERWECHAT)).unwrap();
     let json = format!("{{\"access_token\":\"{token}\",\"expires_in\":");
-    assert!(redis.get(powerwechat).await.unwrap().starts_with(&json));
+    assert!(get(&redis, powerwechat).starts_with(&json));
     for (key, value) in [
         (WXJAVA.to_owned(), token.clone()),
         (format!("wx:mp:multi:access_token:{APPID}"), token.clone()),
@@ -78,15 +94,14 @@ async fn every_sdk_finds_the_token_in_its_own_bytes() {
         (format!("official_account.access_token.{APPID}.{DEFAULT_SECRET}.0"), php.clone()),
         (last, php),
     ] {
-        assert_eq!(redis.get(&key).await.as_deref(), Some(value.as_str()), "{key}");
+        assert_eq!(get(&redis, &key), value, "{key}");
     }
-    let ends: u64 =
-        redis.get(&format!("wechatpy:{APPID}_access_token_expires_at")).await.unwrap().parse().unwrap();
+    let ends: u64 = get(&redis, &format!("wechatpy:{APPID}_access_token_expires_at")).parse().unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!((before + 7100..now + 7141).contains(&ends), "{ends}");
     for key in &keys {
-        let ttl = redis.ttl(key).await;
-        assert!((7_000_000..=7_140_000).contains(&ttl), "{key}: {ttl} ms of a token that lives 7200 s");
+        let left = self::left(&redis, key);
+        assert!((7_000_000..=7_140_000).contains(&left), "{key}: {left} ms of a token that lives 7200 s");
     }
     // None of it went to WeChat, and a call works as ever.
     rig.app.message("as ever").await.assert_ok();
@@ -96,7 +111,7 @@ async fn every_sdk_finds_the_token_in_its_own_bytes() {
 
 #[tokio::test]
 async fn a_new_token_is_there_at_once() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let rig = rig(Wechat::plain().await, &redis, "wxjava-mp,wechatpy", &[]).await;
     until_there(&redis, WXJAVA, &live(&rig)).await;
     // By the poll alone these would take a minute and a half.
@@ -117,34 +132,34 @@ async fn a_new_token_is_there_at_once() {
 #[tokio::test]
 async fn a_value_ends_before_its_token_and_by_itself() {
     for (life, least, most) in [(7200, 7_000_000, 7_140_000), (301, 200_000, 241_000), (10, 1, 7_000)] {
-        let redis = RedisServer::start().await;
+        let redis = Server::start(&[]);
         let wechat = Wechat::plain().await;
         wechat.sim.expires_in(Some(ExpiresIn::Value(json!(life))));
         let url = redis.url();
         let args = wechat.settings(&["--bridge", "wxjava-mp", "--bridge-store", &url]);
         let side = Sidecar::start(&args, &wechat.env());
         there(&redis, WXJAVA).await;
-        let ttl = redis.ttl(WXJAVA).await;
+        let ttl = left(&redis, WXJAVA);
         assert!((least..=most).contains(&ttl), "{ttl} ms of {life} s");
         // What a sidecar leaves behind when it stops stays no longer.
         side.stop().await;
-        let ttl = redis.ttl(WXJAVA).await;
+        let ttl = left(&redis, WXJAVA);
         assert!(ttl != -1 && ttl <= most, "{ttl} ms of {life} s");
         if life == 10 {
-            until("it ends by itself", async || redis.keys().await.is_empty()).await;
+            until("it ends by itself", async || keys(&redis).is_empty()).await;
         }
     }
 }
 
 #[tokio::test]
 async fn a_token_that_lives_a_second_is_not_given_at_all() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let wechat = Wechat::plain().await;
     wechat.sim.expires_in(Some(ExpiresIn::Value(json!(1))));
     let url = redis.url();
     let rig = Rig::unready(wechat, &["--bridge", "wxjava-mp", "--bridge-store", &url]).await;
     rig.sim.until(|counts| counts.all_fetches() >= 3).await;
-    assert!(redis.keys().await.is_empty());
+    assert!(keys(&redis).is_empty());
     // And the same bridge gives what lives longer.
     rig.sim.expires_in(None);
     there(&redis, WXJAVA).await;
@@ -152,30 +167,30 @@ async fn a_token_that_lives_a_second_is_not_given_at_all() {
 
 #[tokio::test]
 async fn what_vanished_is_given_again_and_what_an_app_wrote_is_left() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let rig = rig(Wechat::plain().await, &redis, "wxjava-mp,silenceper-mp,wxjava-miniapp", &[]).await;
     let silenceper = format!("gowechat_officialaccount__access_token_{APPID}");
     let miniapp = format!("wa:access_token:{APPID}");
     let token = live(&rig);
     until_there(&redis, &miniapp, &token).await;
-    redis.delete(WXJAVA).await;
-    redis.set(&silenceper, "a token that an app fetched for itself", 7000).await;
-    redis.set(&miniapp, PLACEHOLDER, 7000).await;
+    redis.cli(&["DEL", WXJAVA]);
+    set(&redis, &silenceper, "a token that an app fetched for itself", 7000);
+    set(&redis, &miniapp, PLACEHOLDER, 7000);
     until_there(&redis, &miniapp, &token).await;
-    assert_eq!(redis.get(WXJAVA).await, Some(token), "it comes before the last");
-    assert_eq!(redis.get(&silenceper).await.unwrap(), "a token that an app fetched for itself");
+    assert_eq!(get(&redis, WXJAVA), token, "it comes before the last");
+    assert_eq!(get(&redis, &silenceper), "a token that an app fetched for itself");
     // Until there is a new one of ours.
     rig.sim.rotate(APPID);
     rig.app.message("heals").await.assert_ok();
     until_there(&redis, &silenceper, &live(&rig)).await;
-    assert!(redis.ttl(&silenceper).await <= 7_140_000);
+    assert!(left(&redis, &silenceper) <= 7_140_000);
 }
 
 #[tokio::test]
 async fn a_redis_that_is_down_costs_no_call_and_is_found_when_it_is_back() {
-    let redis = RedisServer::start().await;
-    let (url, port) = (redis.url(), redis.port());
-    drop(redis);
+    let mut redis = Server::start(&[]);
+    let url = redis.url();
+    redis.kill();
     let args = ["--bridge", "wxjava-mp", "--bridge-store", &url, "--bridge-adopt", "true"];
     let rig = Rig::unready(Wechat::plain().await, &args).await;
     rig.app.until_ready().await;
@@ -183,7 +198,7 @@ async fn a_redis_that_is_down_costs_no_call_and_is_found_when_it_is_back() {
     rig.sim.rotate(APPID);
     rig.app.message("without Redis, after a rotation").await.assert_ok();
     assert_eq!(rig.fetches(), 2);
-    let redis = RedisServer::start_at(port).await.expect("the port is free again");
+    redis.start_again();
     until_there(&redis, WXJAVA, &live(&rig)).await;
 }
 
@@ -196,11 +211,11 @@ async fn a_token_that_an_app_fetched_is_taken_instead_of_fetching() {
         ("wxjava-mp", WXJAVA.to_owned(), false),
         ("wxjava-mp,wechatpy", format!("wechatpy:{APPID}_access_token"), true),
     ] {
-        let redis = RedisServer::start().await;
+        let redis = Server::start(&[]);
         let wechat = Wechat::plain().await;
         let theirs = wechat.sim.rotate_kind(APPID, Kind::Classic, true).unwrap();
         let value = if json { format!("\"{theirs}\"") } else { theirs.clone() };
-        redis.set(&key, &value, 7000).await;
+        set(&redis, &key, &value, 7000);
         let rig = rig(wechat, &redis, formats, ADOPT).await;
         rig.app.message("with theirs").await.assert_ok();
         assert!(rig.last_call().target.ends_with(&theirs));
@@ -208,7 +223,7 @@ async fn a_token_that_an_app_fetched_is_taken_instead_of_fetching() {
         // Theirs is voided, and the app fetches another: so has everyone else it.
         let next = rig.sim.rotate_kind(APPID, Kind::Classic, true).unwrap();
         let value = if json { format!("\"{next}\"") } else { next.clone() };
-        redis.set(&key, &value, 7000).await;
+        set(&redis, &key, &value, 7000);
         rig.app.message("heals with theirs").await.assert_ok();
         assert!(rig.last_call().target.ends_with(&next));
         assert_eq!(rig.fetches(), 0);
@@ -219,11 +234,11 @@ async fn a_token_that_an_app_fetched_is_taken_instead_of_fetching() {
 
 #[tokio::test]
 async fn a_dead_token_of_an_app_costs_no_call_and_is_replaced() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let wechat = Wechat::plain().await;
     let theirs = wechat.sim.rotate_kind(APPID, Kind::Classic, true).unwrap();
     wechat.sim.rotate_kind(APPID, Kind::Classic, true).unwrap();
-    redis.set(WXJAVA, &theirs, 7000).await;
+    set(&redis, WXJAVA, &theirs, 7000);
     let rig = rig(wechat, &redis, "wxjava-mp", ADOPT).await;
     assert_eq!(rig.fetches(), 0, "nobody knows yet");
     rig.app.message("heals by a fetch").await.assert_ok();
@@ -231,7 +246,8 @@ async fn a_dead_token_of_an_app_costs_no_call_and_is_replaced() {
     assert!(!rig.last_call().target.ends_with(&theirs));
     let ours = rig.last_call().target;
     until("the dead one is replaced", async || {
-        redis.get(WXJAVA).await.is_some_and(|value| ours.ends_with(&value))
+        let value = get(&redis, WXJAVA);
+        !value.is_empty() && ours.ends_with(&value)
     })
     .await;
 }
@@ -250,8 +266,8 @@ async fn what_is_no_token_of_another_is_not_taken() {
         ("a token with a\r\nHost: example.com in it, 0123456789", 7000),
         (PLACEHOLDER, 7000),
     ] {
-        let redis = RedisServer::start().await;
-        redis.set(WXJAVA, value, ttl).await;
+        let redis = Server::start(&[]);
+        set(&redis, WXJAVA, value, ttl);
         let rig = rig(Wechat::plain().await, &redis, "wxjava-mp", ADOPT).await;
         assert_eq!(rig.fetches(), 1, "{value:.60} for {ttl} s");
         rig.app.message("with ours").await.assert_ok();
@@ -264,7 +280,7 @@ async fn what_is_no_token_of_another_is_not_taken() {
 
 #[tokio::test]
 async fn the_fetch_that_a_renewal_makes_takes_nothing_that_ends_soon() {
-    let redis = RedisServer::start().await;
+    let redis = Server::start(&[]);
     let wechat = Wechat::plain().await;
     // Renewed half way, again and again; what the bridge wrote is there each time.
     wechat.sim.expires_in(Some(ExpiresIn::Value(json!(4))));

@@ -19,6 +19,9 @@ fn a_bridge_is_asked_for_by_name_and_says_so_at_every_start() {
         &config.warnings[0],
         &["REAL access token", APPID, "apps.example", "app:wx0123456789abcdef_access_token"],
     );
+    let with_the_store = run("--bridge wxjava-mp --store redis://replicas.example", &ENOUGH);
+    assert!(with_the_store.bridge.unwrap().server.is_none());
+    contains(&with_the_store.warnings.concat(), &["REAL access token", "replicas.example:6379/0"]);
     let own = "--bridge easywechat=official_account.access_token.{appid}.{secret}.0";
     let config = run(&format!("{own} {STORE}"), &ENOUGH);
     contains(&config.warnings[0], &["THE APPSECRET ITSELF STANDS IN A KEY", "setKey()"]);
@@ -63,7 +66,7 @@ fn a_bridge_that_cannot_work_is_refused_with_a_remedy() {
             &format!("--bridge wxjava-mp --bridge-adopt yes {STORE}"),
             ["not one of the words", "give false or true"],
         ),
-        ("--bridge wxjava-mp --bridge-store http://x", ["no URL of a Redis", "redis://host:6379"]),
+        ("--bridge wxjava-mp --bridge-store http://x", ["not one of Redis", "write redis://host:6379"]),
         (
             "--bridge wxjava-mp --bridge-store redis://:pw@x",
             ["cannot stand in a flag", "WECHAT_SIDECAR_BRIDGE_STORE"],

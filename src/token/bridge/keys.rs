@@ -7,7 +7,7 @@ use ::redis::cmd;
 use zeroize::Zeroizing;
 
 use super::format::Entry;
-use super::redis::{Fault, Redis};
+use crate::token::redis::{Fault, Redis};
 
 /// A value and how long it is still there.
 pub(super) struct Found {

@@ -1,19 +1,23 @@
 //! What the bridge does with what it finds, and what it takes: without a Redis, which has tests of its own.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::token::redis;
 
 const APPS: &str = "50_a-token-that-an-app-fetched-for-itself_0123456789";
 
 fn bridge(adopts: bool) -> Bridge {
     let (appid, secret) = (AppId::parse("wxAPPID").unwrap(), Secret::parse("5ec2e7").unwrap());
-    let redis = Arc::new(Redis::new("redis://127.0.0.1:1").unwrap());
+    let redis = Redis::new(redis::Config { address: address("redis://127.0.0.1:1"), roots: None });
     Bridge::new(appid, &secret, &[plain()], redis, adopts, |token| token.starts_with("PLACEHOLDER"))
+}
+
+fn address(url: &str) -> Address {
+    Address::parse(url).unwrap()
 }
 
 fn plain() -> Format {
@@ -133,15 +137,19 @@ fn the_warning_names_who_gets_it_and_how_it_ends() {
     let appid = AppId::parse("wxAPPID").unwrap();
     let of = |parts: &[&str]| {
         let formats: Vec<_> = parts.iter().map(|part| Format::parse(part).unwrap()).collect();
-        Bridge::warning(&appid, &formats, "redis://h:6379/0")
+        Bridge::warning(&appid, &formats, &address("redis://:5ec2e7@h"))
     };
     let warning = of(&["wxjava-mp", "wechatpy=app"]);
-    for part in
-        ["REAL", "wxjava-mp (wx:access_token:wxAPPID)", "app:wxAPPID_access_token", "remove the setting"]
-    {
+    for part in [
+        "REAL",
+        "redis://h:6379/0",
+        "wxjava-mp (wx:access_token:wxAPPID)",
+        "app:wxAPPID_access_token",
+        "remove the setting",
+    ] {
         assert!(warning.contains(part), "{warning}");
     }
-    assert!(!warning.contains("APPSECRET"), "{warning}");
+    assert!(!warning.contains("APPSECRET") && !warning.contains("5ec2e7"), "{warning}");
     let warning = of(&["easywechat=official_account.access_token.{appid}.{secret}.0"]);
     assert!(warning.contains("APPSECRET") && warning.contains("{secret}"), "{warning}");
 }
