@@ -159,7 +159,8 @@ impl App {
                 .map_err(|error| BindError::Other(error.to_string()))?;
             let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
             let bridge = bridge.map(|(bridge, redis)| {
-                let (appid, secret, formats) = (account.appid.clone(), &account.secret, &account.bridge);
+                let (appid, secret, formats) =
+                    (account.appid.clone(), Some(&account.secret), &account.bridge);
                 Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
             });
             let source = Adopting::new(source, bridge.clone());

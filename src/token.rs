@@ -12,6 +12,11 @@ pub mod redis;
 pub mod source;
 pub mod store;
 
+/// A real server for the tests of whoever asks one.
+#[cfg(test)]
+#[path = "../tests/integration/redis_rig.rs"]
+mod redis_rig;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -58,7 +58,13 @@ pub(super) fn read(
     for account in accounts {
         for format in &account.bridge {
             let shown = format.shown(&account.appid);
-            let key = format.key(&account.appid, &account.secret);
+            let Some(key) = format.key(&account.appid, Some(&account.secret)) else {
+                let what =
+                    format!("The key of {shown} is made with the AppSecret, and this sidecar has none.");
+                let remedy = "run the bridge at the sidecar that fetches, or leave it out";
+                reader.problems.push(Problem::new("bridge", reader.place("bridge"), what, remedy));
+                continue;
+            };
             if let Some((_, other)) = keys.iter().find(|(other, _)| *other == key) {
                 let what = format!("Two of its parts write one key: {other} and {shown}.");
                 let remedy =

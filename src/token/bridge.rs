@@ -5,7 +5,7 @@
 //! SECURITY: this is the one place where a real token leaves for somewhere other than WeChat. Whoever reads that Redis
 //! has it, and with some SDKs the key holds the AppSecret too; [`Bridge::warning`] says so at every start.
 //!
-//! - A value ends by itself, before its token does ([`format`]): a sidecar that is gone leaves nothing behind.
+//! - A value ends by itself, before its token does ([`mod@format`]): a sidecar that is gone leaves nothing behind.
 //! - What an app wrote for itself is left alone until there is a new token; a token of ours that is no longer the
 //!   newest, and a placeholder, which is good for nothing outside a sidecar, are replaced.
 //! - Reading and writing are two steps, without a script or a lock: the SDKs' own locks are theirs, and old Redis
@@ -73,18 +73,20 @@ enum Act {
 }
 
 impl Bridge {
-    /// A bridge to these formats' keys in `redis`. `is_placeholder` knows what our own apps are given.
+    /// A bridge to these formats' keys in `redis`, but for those that need a secret where there is none.
+    /// `is_placeholder` knows what our own apps are given.
     #[must_use]
     pub fn new(
         appid: AppId,
-        secret: &Secret,
+        secret: Option<&Secret>,
         formats: &[Format],
         redis: Redis,
         adopts: bool,
         is_placeholder: fn(&str) -> bool,
     ) -> Self {
-        let place = |format: &Format| Place { key: format.key(&appid, secret), format: format.clone() };
-        let places = formats.iter().map(place).collect();
+        let place =
+            |format: &Format| Some(Place { key: format.key(&appid, secret)?, format: format.clone() });
+        let places = formats.iter().filter_map(place).collect();
         Self { appid, places, redis, adopts, is_placeholder, ours: Mutex::new(Vec::new()) }
     }
 

@@ -48,8 +48,10 @@ impl<S: TokenSource> TokenSource for Adopting<S> {
     }
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        // Who wants a fetch for its own sake is not helped with what was fetched before.
-        if let Some(bridge) = self.bridge.as_ref().filter(|_| !want.afresh) {
+        // Who wants a fetch for its own sake is not helped with what was fetched before; and where others fetch for us,
+        // they decide.
+        let may_adopt = !want.afresh && self.supplier() == Supplier::WeChat;
+        if let Some(bridge) = self.bridge.as_ref().filter(|_| may_adopt) {
             // One that would be renewed at once is not worth it; and so it is never the one that is being renewed.
             let least = self.source.pace().ahead;
             if let Ok(Some(token)) = timeout(PATIENCE, bridge.find(want.refused, least)).await {

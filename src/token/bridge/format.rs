@@ -170,22 +170,21 @@ impl Format {
         self.key.contains("{secret}")
     }
 
-    /// The key of an account. SECURITY: it may have the AppSecret in it.
+    /// The key of an account; `None` where it is made with the AppSecret and there is none. SECURITY: it may have the
+    /// AppSecret in it.
     #[must_use]
-    pub fn key(&self, appid: &AppId, secret: &Secret) -> Zeroizing<String> {
+    pub fn key(&self, appid: &AppId, secret: Option<&Secret>) -> Option<Zeroizing<String>> {
         let key = Zeroizing::new(self.key.replace("{appid}", appid.as_str()));
-        if key.contains("{md5}") {
-            let mut hash = Md5::new();
-            hash.update(appid.as_str());
-            hash.update(secret.expose());
-            let mut digits = String::with_capacity(32);
-            for byte in hash.finalize() {
-                // Writing to a String cannot fail.
-                let _ = write!(digits, "{byte:02x}");
-            }
-            return Zeroizing::new(key.replace("{md5}", &digits));
+        if !key.contains("{md5}") && !key.contains("{secret}") {
+            return Some(key);
         }
-        Zeroizing::new(key.replace("{secret}", secret.expose()))
+        let secret = secret?.expose();
+        let mut digits = String::with_capacity(32);
+        for byte in Md5::new().chain_update(appid.as_str()).chain_update(secret).finalize() {
+            // Writing to a String cannot fail.
+            let _ = write!(digits, "{byte:02x}");
+        }
+        Some(Zeroizing::new(key.replace("{md5}", &digits).replace("{secret}", secret)))
     }
 
     /// What is to be set, in this order, so that the token is found under `key` for the next `ttl` seconds. `now` is the
@@ -280,7 +279,7 @@ mod tests {
     fn written(setting: &str) -> Vec<(String, String)> {
         let (appid, secret) = account();
         let format = Format::parse(setting).unwrap();
-        let key = format.key(&appid, &secret);
+        let key = format.key(&appid, Some(&secret)).unwrap();
         let entries = format.entries(&key, TOKEN, 7140, 1_700_000_000);
         entries.into_iter().map(|entry| (entry.key.to_string(), entry.value.to_string())).collect()
     }
@@ -327,9 +326,12 @@ mod tests {
     #[test]
     fn powerwechats_key_is_the_one_of_its_code_and_not_of_its_comment() {
         let (appid, secret) = (AppId::parse("testappid").unwrap(), Secret::parse("testsecret").unwrap());
-        let key = Format::parse("powerwechat").unwrap().key(&appid, &secret);
+        let format = Format::parse("powerwechat").unwrap();
+        let key = format.key(&appid, Some(&secret)).unwrap();
         // Its comment shows edc5f618…, which is the digest with a newline at the end; its code adds none.
         assert_eq!(*key, "powerwechat.access_token.4ed6a2e3bfccdf98beb48489b94cf486");
+        assert_eq!(format.key(&appid, None), None, "a sidecar without the AppSecret cannot know it");
+        assert!(Format::parse("wechatpy").unwrap().key(&appid, None).is_some(), "and can know others");
     }
 
     #[test]

@@ -1,19 +1,29 @@
-//! What the bridge does with what it finds, and what it takes: without a Redis, which has tests of its own.
+//! What the bridge does with what it finds, and what it takes. Over a whole sidecar it is tested from outside.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 use zeroize::Zeroizing;
 
+use super::adopt::Adopting;
 use super::*;
 use crate::token::redis;
+use crate::token::redis_rig as rig;
+use crate::token::source::{FetchError, Pace, Supplier, TokenSource, Want};
 
 const APPS: &str = "50_a-token-that-an-app-fetched-for-itself_0123456789";
 
 fn bridge(adopts: bool) -> Bridge {
+    bridge_to(redis_at("redis://127.0.0.1:1"), adopts)
+}
+
+fn redis_at(url: &str) -> Redis {
+    Redis::new(redis::Config { address: address(url), roots: None })
+}
+
+fn bridge_to(redis: Redis, adopts: bool) -> Bridge {
     let (appid, secret) = (AppId::parse("wxAPPID").unwrap(), Secret::parse("5ec2e7").unwrap());
-    let redis = Redis::new(redis::Config { address: address("redis://127.0.0.1:1"), roots: None });
-    Bridge::new(appid, &secret, &[plain()], redis, adopts, |token| token.starts_with("PLACEHOLDER"))
+    Bridge::new(appid, Some(&secret), &[plain()], redis, adopts, |token| token.starts_with("PLACEHOLDER"))
 }
 
 fn address(url: &str) -> Address {
@@ -152,4 +162,65 @@ fn the_warning_names_who_gets_it_and_how_it_ends() {
     assert!(!warning.contains("APPSECRET") && !warning.contains("5ec2e7"), "{warning}");
     let warning = of(&["easywechat=official_account.access_token.{appid}.{secret}.0"]);
     assert!(warning.contains("APPSECRET") && warning.contains("{secret}"), "{warning}");
+}
+
+/// Whoever would issue a token.
+struct Issuer(Supplier);
+
+impl TokenSource for Issuer {
+    fn name(&self) -> &'static str {
+        "issuer"
+    }
+
+    fn pace(&self) -> Pace {
+        let second = Duration::from_secs(1);
+        Pace {
+            ahead: second * 300,
+            jitter: second,
+            burst: 9,
+            refill: second,
+            refusal_wait: second,
+            voids_the_last: true,
+        }
+    }
+
+    fn supplier(&self) -> Supplier {
+        self.0
+    }
+
+    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
+        Ok(token("fetched", 7200))
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_taken_only_where_one_would_be_fetched_from_wechat_and_any_will_do() {
+    let server = rig::Server::start(&[]);
+    let redis = redis_at(&server.url());
+    let running = tokio::spawn(redis.clone().run());
+    let set = |value: &str, ttl: &str| server.cli(&["SET", "wx:access_token:wxAPPID", value, "EX", ttl]);
+    set(APPS, "7000");
+    let source =
+        |supplier, adopts| Adopting::new(Issuer(supplier), Some(Arc::new(bridge_to(redis.clone(), adopts))));
+    let is_taken = async |source: &Adopting<Issuer>, want| source.fetch(want).await.unwrap().expose() == APPS;
+    let theirs = Token::new(APPS, Instant::now(), Duration::from_secs(7000)).unwrap();
+    let other = token("other", 7000);
+    let of_wechat = source(Supplier::WeChat, true);
+    assert!(is_taken(&of_wechat, Want::default()).await);
+    assert!(is_taken(&of_wechat, Want { refused: Some(&other), ..Want::default() }).await);
+    assert!(
+        !is_taken(&of_wechat, Want { refused: Some(&theirs), ..Want::default() }).await,
+        "it is the bad one"
+    );
+    assert!(
+        !is_taken(&of_wechat, Want { afresh: true, ..Want::default() }).await,
+        "a fetch is what is wanted"
+    );
+    assert!(!is_taken(&source(Supplier::WeChat, false), Want::default()).await, "nobody asked for it");
+    for supplier in [Supplier::Central, Supplier::Store] {
+        assert!(!is_taken(&source(supplier, true), Want::default()).await, "others fetch");
+    }
+    set(APPS, "300");
+    assert!(!is_taken(&of_wechat, Want::default()).await, "it would be renewed at once");
+    running.abort();
 }
