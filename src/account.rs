@@ -6,6 +6,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret, SecretOrigin};
+use crate::token::bridge::format::Format;
 use crate::token::keeper::TokenKeeper;
 use crate::token::percent_encode;
 use crate::token::source::Endpoint;
@@ -21,6 +22,8 @@ pub struct Config {
     pub secret_origin: Option<SecretOrigin>,
     /// Which endpoint issues its token.
     pub endpoint: Endpoint,
+    /// Where apps that have yet to move look for its token.
+    pub bridge: Vec<Format>,
 }
 
 /// One WeChat account at work. Cheap to clone.

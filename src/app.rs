@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::account::Account;
+use crate::account::{Account, is_placeholder};
 use crate::admin::{self, Admin};
 use crate::ca::{self, Identity};
 use crate::config::Config;
@@ -29,6 +29,8 @@ use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
+use crate::token::bridge::Bridge;
+use crate::token::bridge::adopt::Adopting;
 use crate::token::keeper::{TokenKeeper, Worker};
 use crate::token::redis::Redis;
 use crate::token::source::Source;
@@ -49,8 +51,11 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, Store>>,
-    redis: Option<Redis>,
+    keepers: Vec<Worker<Adopting<Source>, Store>>,
+    /// Those to apps that have yet to move, each with the keeper whose token it gives.
+    bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
+    /// What the stores and the bridges ask.
+    redis: Vec<Redis>,
 }
 
 /// Where it really listens.
@@ -144,15 +149,27 @@ impl App {
         let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
+        let mut bridges = Vec::new();
+        // The bridge's Redis, apart from the store's where it is another.
+        let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
+        let bridged = apart.as_ref().or(stores.redis()).cloned();
         for account in &config.accounts {
             let source = config.token_source(account).map_err(BindError::Other)?;
+            let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
+            let bridge = bridge.map(|(bridge, redis)| {
+                let (appid, secret, formats) =
+                    (account.appid.clone(), account.secret.as_ref(), &account.bridge);
+                Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
+            });
+            let source = Adopting::new(source, bridge.clone());
             let store = stores.of(&account.appid, account.endpoint);
             let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
+            bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        let redis = stores.redis().cloned();
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, redis })
+        let redis = stores.redis().cloned().into_iter().chain(apart).collect();
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, bridges, redis })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -166,7 +183,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, redis, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, bridges, redis, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -207,11 +224,14 @@ impl App {
             })?);
         }
         let control = thread("control".to_owned(), ended, move || async move {
-            if let Some(redis) = redis {
+            for redis in redis {
                 tokio::task::spawn_local(redis.run());
             }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
+            }
+            for (bridge, keeper) in bridges {
+                tokio::task::spawn_local(bridge.give(keeper));
             }
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {

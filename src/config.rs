@@ -4,6 +4,7 @@
 //! Components declare what they need and never look here. All problems are told at once, each with the place it was
 //! found at, its value (never a secret's) and what to do about it.
 
+pub mod bridge;
 pub mod cli;
 pub mod settings;
 
@@ -29,6 +30,7 @@ use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
 use crate::hosts::Hosts;
 use crate::origin::{Origin, Reach};
 use crate::tls::ExtraRoots;
+use crate::token::bridge::format::Format;
 use crate::token::source::{CentralSource, Egress, Endpoint, FollowerSource};
 use crate::{account, admin, proxy, server, telemetry, token};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub authority: Option<Arc<Authority>>,
     /// The accounts, no appid twice; the first is the default. Never empty.
     pub accounts: Vec<account::Config>,
+    /// Where the bridge of the accounts that have one leads.
+    pub bridge: Option<bridge::Config>,
     /// Where probes are answered, and who may ask for more.
     pub admin: admin::Config,
     /// What is logged and how.
@@ -147,6 +151,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let store = store::read(&mut reader, fetch_timeout);
     let supply = supply::supply(&mut reader, connect_timeout, fetch_timeout);
     let egress = supply::egress(&mut reader, origin.as_ref());
+    let bridge = bridge::read(&mut reader, &accounts, store.as_ref());
     let token_wait = reader.duration("token_wait");
     let grace_period = reader.duration("grace_period");
     let workers = workers(&mut reader);
@@ -224,6 +229,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             hosts: hosts?,
             authority,
             accounts,
+            bridge,
             admin: admin?,
             telemetry: telemetry?,
             grace_period: grace_period?,
@@ -262,6 +268,7 @@ fn warn(config: &mut Config) {
         ));
     }
     config.warnings.extend(store::warning(&config.store));
+    config.warnings.extend(bridge::warnings(config));
     let strangers =
         telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
     for target in strangers.unwrap_or_default() {
@@ -275,15 +282,16 @@ fn warn(config: &mut Config) {
 /// The top-level account, if one is named, and the file's `[[account]]` tables, in this order.
 fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
-    let shared = Shared { endpoint, secretless: supply::needs_no_secret(reader) };
+    let bridge = reader.value("bridge", bridge::formats).unwrap_or_default();
+    let shared = Shared { endpoint, bridge, secretless: supply::needs_no_secret(reader) };
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, shared));
+        accounts.extend(account(reader, &values, None, &shared));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), shared) else { continue };
+        let Some((account, at)) = account(reader, table, Some(place), &shared) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -298,9 +306,9 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
 }
 
 /// What accounts have from the settings of the whole sidecar.
-#[derive(Clone, Copy)]
 struct Shared {
     endpoint: Endpoint,
+    bridge: Vec<Format>,
     /// An account may lack its AppSecret: where tokens come from elsewhere, it is for login calls only.
     secretless: bool,
 }
@@ -312,7 +320,7 @@ fn account(
     reader: &mut Reader,
     table: &Table,
     begins: Option<&Place>,
-    shared: Shared,
+    shared: &Shared,
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -327,9 +335,13 @@ fn account(
         Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
         None => Some(shared.endpoint),
     };
+    let bridge = match table.get("bridge").filter(|_| begins.is_some()) {
+        Some(written) => take(&mut reader.problems, "bridge", written, bridge::formats),
+        None => Some(shared.bridge.clone()),
+    };
     let (appid, place): (AppId, Place) = appid?;
     let (secret, secret_origin) = secret?.unzip();
-    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint?, bridge: bridge? }, place))
 }
 
 /// The AppSecret of a table, if it has one; the outer `None` comes with a problem.

@@ -4,12 +4,18 @@
 //!
 //! One task per account walks that line ([`keeper`]) and is the only writer; every call reads what it published.
 //! [`source`] is the far side that issues tokens, [`store`] the far side replicas share, [`redis`] the way to one of
-//! those.
+//! those; and [`bridge`] hands the token to apps that have yet to move here.
 
+pub mod bridge;
 pub mod keeper;
 pub mod redis;
 pub mod source;
 pub mod store;
+
+/// A real server for the tests of whoever asks one.
+#[cfg(test)]
+#[path = "../tests/integration/redis_rig.rs"]
+mod redis_rig;
 
 use std::fmt;
 use std::sync::Arc;

@@ -57,6 +57,12 @@ pub enum Kind {
     Store,
     /// What keys begin with.
     Prefix,
+    /// A Redis.
+    Redis,
+    /// Formats of apps that have yet to move.
+    Bridge,
+    /// true or false.
+    Switch,
     /// What is logged.
     Filter,
     /// A length of time, from and up to.
@@ -119,7 +125,7 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint"];
+pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint", "bridge"];
 
 /// Every setting, in the order people read about them.
 pub static SETTINGS: &[Setting] = &[
@@ -363,6 +369,33 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Path,
         default: Fallback::None,
         help: "CA certificates (PEM) to trust for the central server, beside the built-in ones",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge",
+        value: "FORMATS",
+        kind: Kind::Bridge,
+        default: Fallback::Text("none"),
+        help: "Hands the REAL token to apps that have yet to move, as their SDKs keep it in Redis; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_store",
+        value: "URL",
+        kind: Kind::Redis,
+        default: Fallback::None,
+        help: "The Redis of these apps, such as redis://host:6379, where it is not the one of `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_adopt",
+        value: "SWITCH",
+        kind: Kind::Switch,
+        default: Fallback::Text("false"),
+        help: "Whether a token that such an app fetched is taken instead of fetching another: true or false",
         forms: Forms::All,
         commands: SERVE,
     },

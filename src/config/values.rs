@@ -129,10 +129,7 @@ pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
 pub(super) fn store(text: &str) -> Parsed<Option<redis::Address>> {
     match text {
         "memory" => Ok(None),
-        _ if redis::Address::is_meant(text) => redis::Address::parse(text).map(Some).map_err(|told| {
-            // SECURITY: what is written in an odd way may have its password where no one looks for it.
-            Refusal { hide: true, ..Refusal::from_sentence(&told) }
-        }),
+        _ if redis::Address::is_meant(text) => self::redis(text).map(Some),
         _ => Err(Refusal {
             hide: text.contains('@'),
             ..Refusal::new("there is no such store", "give memory, or a Redis such as redis://host:6379")
@@ -148,6 +145,16 @@ pub(super) fn prefix(text: &str) -> Parsed<String> {
     }
     let what = "it is not 1 to 64 characters of A-Z a-z 0-9 . _ : -";
     Err(Refusal::new(what, "write something short, such as wechat-sidecar or staging"))
+}
+
+/// A Redis. SECURITY: what is written in an odd way may have its password where no one looks for it.
+pub(super) fn redis(text: &str) -> Parsed<redis::Address> {
+    redis::Address::parse(text).map_err(|told| Refusal { hide: true, ..Refusal::from_sentence(&told) })
+}
+
+/// true or false.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    Ok(one_of(text, &["false", "true"])? == 1)
 }
 
 /// What is logged.
@@ -238,6 +245,9 @@ mod tests {
             Kind::OneOf(words) => one_of(text, words).map(drop),
             Kind::Store => store(text).map(drop),
             Kind::Prefix => prefix(text).map(drop),
+            Kind::Redis => redis(text).map(drop),
+            Kind::Bridge => crate::config::bridge::formats(text).map(drop),
+            Kind::Switch => switch(text).map(drop),
             Kind::Filter => filter(text).map(drop),
             Kind::Duration(least, most) => duration(text, least, most).map(drop),
             Kind::Size(least, most) => size(text, least, most).map(drop),

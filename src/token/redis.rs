@@ -192,6 +192,10 @@ impl Redis {
     }
 
     async fn stay_listening(&self) {
+        // A Redis that only the bridge uses.
+        if self.0.channels.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return;
+        }
         let (mut pause, mut told) = (FIRST_PAUSE, false);
         loop {
             let heard = self.hear(|| {

@@ -105,6 +105,9 @@ pub struct Want<'a> {
     /// The store that replicas agree by is out, so that each of them may be fetching now: the fetch must not void the
     /// token of the others, where that can be helped.
     pub alone: bool,
+    /// A fetch is wanted for its own sake, by a person or because of another AppSecret: no token that someone fetched
+    /// before will do.
+    pub afresh: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.

@@ -18,6 +18,7 @@ mod rig;
 mod upstream_cuts;
 mod upstream_fails;
 mod wechat_accounts;
+mod wechat_bridge;
 mod wechat_calls;
 mod wechat_central;
 mod wechat_classic;

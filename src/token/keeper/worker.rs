@@ -382,7 +382,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     /// The store's token, if it is to be served from now on. One who wants a fetch for its own sake adopts nothing.
     async fn adoptable(&mut self, reason: &Reason) -> Option<Token> {
-        if matches!(reason, Reason::SecretChange | Reason::Operator { .. }) {
+        if wants_a_fetch(reason) {
             return None;
         }
         match self.look(reason.refused()).await {
@@ -494,7 +494,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.state.send_modify(|state| state.fetches += 1);
         self.fetched_at = Some(Instant::now());
         let force = matches!(reason, Reason::Operator { force: true });
-        let want = Want { refused: reason.refused(), news: self.is_news, force, alone: self.store_is_out };
+        let (afresh, alone) = (wants_a_fetch(reason), self.store_is_out);
+        let want = Want { refused: reason.refused(), news: self.is_news, force, alone, afresh };
         let token = self.source.fetch(want).await?;
         if !token.is_alive() {
             return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));
@@ -636,6 +637,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             );
         }
     }
+}
+
+/// Whether a fetch is wanted for its own sake.
+fn wants_a_fetch(reason: &Reason) -> bool {
+    matches!(reason, Reason::SecretChange | Reason::Operator { .. })
 }
 
 /// Until the store has news. One that is gone has none ever again.

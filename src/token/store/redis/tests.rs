@@ -1,11 +1,9 @@
 //! The store against real servers. Time is real here; what is waited for has far more than it needs.
 
-#[path = "../../../../tests/integration/redis_rig.rs"]
-mod rig;
-
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::token::redis_rig as rig;
 use crate::token::store::contract;
 use rig::Server;
 
