@@ -1,6 +1,6 @@
 //! The one way to Redis: [`Redis`], with one connection for commands and one that listens, for the whole process.
 //!
-//! [`Redis::run`] is the only one who connects, again and again; whoever asks something ([`Redis::ask`]) reads the
+//! [`Redis::run`] is the only one who connects, again and again; whoever asks something reads the
 //! connection it published, and waits for one no longer than a call can wait for a token. So a name lookup that hangs
 //! or a Redis that is down costs an answer's patience at most, and building one does no IO at all.
 //!

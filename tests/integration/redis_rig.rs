@@ -62,8 +62,12 @@ impl Server {
     pub(crate) fn sentinel(primary: &Server) -> Self {
         let port = primary.port;
         Self::of(&["--sentinel"], |dir| {
-            std::fs::write(dir.join("conf"), format!("sentinel monitor mymaster 127.0.0.1 {port} 1\n"))
-                .unwrap();
+            let conf = format!(
+                "sentinel monitor mymaster 127.0.0.1 {port} 1\n\
+                 sentinel down-after-milliseconds mymaster 500\n\
+                 sentinel failover-timeout mymaster 3000\n"
+            );
+            std::fs::write(dir.join("conf"), conf).unwrap();
         })
     }
 

@@ -2,11 +2,11 @@
 //!
 //! Every step is one Lua script, so that it happens whole or not at all, and every time in Redis is of Redis's own
 //! clock: replicas need no agreeing ones. A script returns the time, and what is known of the moment it was taken
-//! (after the question left, before the answer came) maps the one clock to the other ([`Sample`]).
+//! (after the question left, before the answer came) maps the one clock to the other (`Sample`).
 //!
 //! | Key | What is in it |
 //! |---|---|
-//! | `{prefix}:{appid}:{endpoint}:token` | the record ([`record`]), which expires with the token |
+//! | `{prefix}:{appid}:{endpoint}:token` | the record (`redis/record.rs`), which expires with the token |
 //! | `{prefix}:{appid}:{endpoint}:lease` | who may fetch, with a sign of life |
 //! | `{prefix}:{appid}:{endpoint}:news` | the channel, where one word is published on each change |
 //!

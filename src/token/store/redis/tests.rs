@@ -124,6 +124,27 @@ async fn the_contract_holds_for_a_user_with_just_the_rights_the_readme_names() {
 }
 
 #[tokio::test]
+async fn the_further_rights_that_the_readme_names_are_enough_for_sentinels_and_a_cluster() {
+    let (alone, whole) = (Server::start(&[]), Server::cluster());
+    let sentinel = Server::sentinel(&alone);
+    let all = "on >PASSWORD ~wechat-sidecar:* &wechat-sidecar:* +ping +eval +time +type +strlen +get +set +del +pttl +pexpire +pexpireat +publish +subscribe";
+    for (server, further) in [(&alone, "+role"), (&whole, "+cluster|slots")] {
+        let readme = include_str!("../../../../README.md");
+        assert!(readme.contains(&format!("`{further}`")), "{further}");
+        let rights = format!("acl setuser me {all} {further}");
+        assert_eq!(server.cli(&rights.split(' ').collect::<Vec<_>>()), "OK");
+    }
+    for url in [
+        format!("redis+sentinel://me:PASSWORD@127.0.0.1:{}/mymaster", sentinel.port()),
+        format!("redis+cluster://me:PASSWORD@127.0.0.1:{}", whole.port()),
+    ] {
+        let replica = replica_of(&config(&url));
+        works(async || replica.save(&token("one")).await).await;
+        assert!(replica.load().await.unwrap().is_some(), "{url}");
+    }
+}
+
+#[tokio::test]
 async fn the_contract_holds_with_a_key_and_no_token_lies_in_plain() {
     let server = Server::start(&[]);
     let mut config = config(&server.url());
@@ -143,8 +164,6 @@ async fn the_contract_holds_with_a_key_and_no_token_lies_in_plain() {
 async fn the_contract_holds_in_a_cluster() {
     let server = Server::cluster();
     keeps_the_contract(&config(&format!("redis+cluster://127.0.0.1:{}", server.port()))).await;
-    let replica = replica(&server);
-    works(async || replica.load().await).await;
 }
 
 #[tokio::test]
@@ -153,9 +172,29 @@ async fn the_contract_holds_at_the_primary_that_a_sentinel_names() {
     let sentinel = Server::sentinel(&primary);
     let url = |name| format!("redis+sentinel://127.0.0.1:{}/{name}/2", sentinel.port());
     keeps_the_contract(&config(&url("mymaster"))).await;
-    assert_ne!(primary.cli(&["-n", "2", "dbsize"]), "");
+    let replica = replica_of(&config(&url("mymaster")));
+    works(async || replica.save(&token("one")).await).await;
+    assert_eq!(primary.cli(&["-n", "2", "dbsize"]), "1");
     let told = replica_of(&config(&url("stranger"))).load().await.unwrap_err();
     assert!(told.0.contains("check the name in store"), "{told}");
+}
+
+#[tokio::test]
+async fn the_primary_that_took_over_is_found_and_has_what_was_kept() {
+    let mut first = Server::start(&[]);
+    let second = Server::start(&[&format!("--replicaof 127.0.0.1 {}", first.port())]);
+    let sentinel = Server::sentinel(&first);
+    let replica = replica_of(&config(&format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port())));
+    works(async || replica.save(&token("before")).await).await;
+    second.until("it has what the primary has", |second| second.cli(&["dbsize"]) == "1");
+    sentinel.until("it knows the other", |sentinel| {
+        let known = sentinel.cli(&["sentinel", "replicas", "mymaster"]);
+        known.contains(&second.port().to_string()) && known.contains("master-link-status\nok")
+    });
+    first.kill();
+    until("it is saved at the other", async || replica.save(&token("after")).await.is_ok()).await;
+    assert!(second.cli(&["get", &key("token")]).contains("after"));
+    assert_eq!(replica.load().await.unwrap().unwrap().token.expose(), "after");
 }
 
 #[tokio::test]
