@@ -19,7 +19,7 @@ use std::time::Duration;
 use ::redis::{Cmd, FromRedisValue};
 use futures_util::Stream as _;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub use address::Address;
 pub use fault::Fault;
@@ -68,7 +68,9 @@ enum State {
     Begun,
     /// There is one; the number tells it from those before it.
     Up(Link, u64),
-    /// There is none, and why.
+    /// It broke, and why; the next attempt is under way.
+    Lost(Fault),
+    /// An attempt failed, or it answers too slowly, and why.
     Down(Fault),
 }
 
@@ -76,8 +78,8 @@ impl Redis {
     /// One that has yet to [run](Self::run). Does no IO.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        // More than one provider of cryptography in the tree, and rustls would not choose one by itself. An error says
-        // that it is chosen already.
+        // The library takes the process's default; said here, so that a second provider in the tree changes nothing. An
+        // error says that it was chosen before.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (state, wanted) = (watch::Sender::new(State::Begun), Notify::new());
         Self(Arc::new(Inner { config, state, wanted, channels: Mutex::default() }))
@@ -96,45 +98,56 @@ impl Redis {
         channels.entry(channel.to_owned()).or_default().clone()
     }
 
-    /// Sends one command and waits for the answer, within [`PATIENCE`].
+    /// Sends one command and waits for the answer, within [`PATIENCE`]. It goes again, once, when the connection turns
+    /// out to be gone, so it must be one that may be carried out twice.
     ///
     /// # Errors
     /// There is no connection, no answer, or Redis refused.
     pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Fault> {
-        let begun = Instant::now();
-        let (mut link, number) = self.link().await?;
-        let address = self.address();
-        let fault = match timeout(PATIENCE.saturating_sub(begun.elapsed()), link.ask(command)).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => Fault::of(&error, address),
-            Err(_) => Fault::slow(address, PATIENCE),
-        };
-        if fault.is_broken {
-            self.0.state.send_if_modified(|state| {
-                let is_ours = matches!(state, State::Up(_, current) if *current == number);
-                if is_ours {
-                    *state = State::Down(fault.clone());
-                }
-                is_ours
-            });
+        let (until, address) = (Instant::now() + PATIENCE, self.address());
+        let mut again = true;
+        loop {
+            let (mut link, number) = self.link(until).await?;
+            let fault = match timeout_at(until, link.ask(command)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => Fault::of(&error, address),
+                Err(_) => Fault::slow(address, PATIENCE),
+            };
+            if fault.is_broken {
+                self.give_up(number, &fault);
+            }
+            if !std::mem::take(&mut again) || !fault.is_broken || fault.is_slow {
+                return Err(fault);
+            }
         }
-        Err(fault)
+    }
+
+    /// The connection with this number is of no use any more. One that is slow is not worth waiting for again.
+    fn give_up(&self, number: u64, fault: &Fault) {
+        self.0.state.send_if_modified(|state| {
+            let is_ours = matches!(state, State::Up(_, current) if *current == number);
+            if is_ours {
+                *state = if fault.is_slow { State::Down(fault.clone()) } else { State::Lost(fault.clone()) };
+            }
+            is_ours
+        });
     }
 
     /// The connection, as soon as there is one.
-    async fn link(&self) -> Result<(Link, u64), Fault> {
+    async fn link(&self, until: Instant) -> Result<(Link, u64), Fault> {
         let mut state = self.0.state.subscribe();
         let patience = match &*state.borrow_and_update() {
             State::Up(link, number) => return Ok((link.clone(), *number)),
-            State::Begun => PATIENCE,
+            State::Begun | State::Lost(_) => PATIENCE,
             State::Down(_) => LITTLE_PATIENCE,
         };
         self.0.wanted.notify_one();
         // An attempt that fails is an answer, too.
-        let _ = timeout(patience, state.changed()).await;
+        let until = until.min(Instant::now() + patience);
+        let _ = timeout_at(until, state.changed()).await;
         match &*state.borrow() {
             State::Up(link, number) => Ok((link.clone(), *number)),
-            State::Down(fault) => Err(fault.clone()),
+            State::Lost(fault) | State::Down(fault) => Err(fault.clone()),
             State::Begun => Err(Fault::unconnected(self.address(), patience)),
         }
     }

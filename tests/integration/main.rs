@@ -27,6 +27,7 @@ mod wechat_fleet;
 mod wechat_herd;
 mod wechat_outage;
 mod wechat_process;
+mod wechat_redis;
 mod wechat_refusals;
 mod wechat_rig;
 mod wechat_routes;

@@ -14,6 +14,8 @@ pub struct Fault {
     sentence: String,
     /// The connection is of no use any more, or leads to the wrong server.
     pub(super) is_broken: bool,
+    /// There was no answer in time.
+    pub(super) is_slow: bool,
 }
 
 impl fmt::Display for Fault {
@@ -33,20 +35,20 @@ impl Fault {
         let sentence = format!(
             "no answer from {address} within {patience:?}; check that it runs, is not paused or overloaded, and that no firewall is in between"
         );
-        Self { sentence, is_broken: true }
+        Self { sentence, is_broken: true, is_slow: true }
     }
 
     /// Nobody connects, since [`super::Redis::run`] does not run.
     pub(super) fn unconnected(address: &Address, patience: std::time::Duration) -> Self {
         let sentence =
             format!("no connection to {address} after {patience:?}; check the address, DNS and the firewall");
-        Self { sentence, is_broken: false }
+        Self { sentence, is_broken: false, is_slow: true }
     }
 
     /// The connection that listens was closed.
     pub(super) fn ended(address: &Address) -> Self {
         let sentence = format!("{address} closed the connection; it is made again");
-        Self { sentence, is_broken: true }
+        Self { sentence, is_broken: true, is_slow: false }
     }
 
     /// What the library has to say of it.
@@ -54,7 +56,7 @@ impl Fault {
         let (what, remedy) = sentence(error, address);
         let readonly = error.code() == Some("READONLY");
         let is_broken = readonly || error.is_io_error() || error.is_unrecoverable_error();
-        Self { sentence: format!("{what}; {remedy}"), is_broken }
+        Self { sentence: format!("{what}; {remedy}"), is_broken, is_slow: false }
     }
 }
 
@@ -128,6 +130,10 @@ fn unreached(said: &str, address: &Address) -> (String, &'static str) {
             format!("{address} cannot be trusted ({said})"),
             "name the CA that signed its certificate in store_ca_file, and check the host name in store",
         );
+    }
+    if ["broken pipe", "reset", "unexpected end", "closed"].iter().any(|word| said.contains(word)) {
+        let what = format!("{address} closed the connection ({said})");
+        return (what, "check that it runs, and its log; a port that speaks TLS needs rediss://");
     }
     let remedy = match (&address.way, said.contains("refused") || said.contains("No such file")) {
         (Way::Socket(_), _) => "check that Redis runs, the path in store, and the permissions of the socket",

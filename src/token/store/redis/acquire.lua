@@ -3,9 +3,11 @@
 -- holder's silence.
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'string' and redis.call('STRLEN', KEYS[1]) <= 64 then
-  local granted = tonumber(string.match(redis.call('GET', KEYS[1]), '^%x+:(%d+)$') or '')
+  local owner, life = string.match(redis.call('GET', KEYS[1]), '^(%x+):(%d+)$')
+  local granted = tonumber(life or '')
   local left = redis.call('PTTL', KEYS[1])
-  if granted and left > granted - tonumber(ARGV[3]) and left <= granted then
+  -- Whoever asks again did not hear the answer.
+  if granted and owner ~= ARGV[1] and left > granted - tonumber(ARGV[3]) and left <= granted then
     return 0
   end
 end

@@ -202,8 +202,6 @@ async fn a_redis_that_is_down_is_an_error_until_it_is_back_and_empty() {
     let replica = replica(&server);
     works(async || replica.save(&token("lost")).await).await;
     server.kill();
-    let told = replica.load().await.unwrap_err();
-    assert!(told.0.contains("check"), "{told}");
     until("it is told why", async || match replica.save(&token("x")).await {
         Err(told) => told.0.contains("nothing listens there"),
         Ok(()) => panic!("saved where?"),
@@ -221,6 +219,19 @@ async fn a_redis_that_is_down_is_an_error_until_it_is_back_and_empty() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_cut_is_no_failure() {
+    let server = Server::start(&[]);
+    let replica = replica(&server);
+    works(async || replica.save(&token("one")).await).await;
+    // On a busy machine the way back may take longer than an answer may.
+    until("it went on at once", async || {
+        server.cli(&["client", "kill", "type", "normal"]);
+        replica.load().await.is_ok_and(|kept| kept.is_some())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_redis_that_is_paused_is_an_error_and_no_wait() {
     let server = Server::start(&[]);
     let replica = replica(&server);
@@ -230,7 +241,7 @@ async fn a_redis_that_is_paused_is_an_error_and_no_wait() {
     let told = replica.load().await.unwrap_err();
     assert!(told.0.contains("is not paused or overloaded"), "{told}");
     assert!(replica.lease().await.is_err());
-    server.cli(&["client", "unpause"]);
+    // Nothing ends a pause before its time: that would have to be said by a client, too.
     assert_eq!(works(async || replica.load().await).await.unwrap().token.expose(), "one");
 }
 
