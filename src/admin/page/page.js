@@ -149,7 +149,7 @@
       make("span", "", left === null ? t("no_token") : `${duration(left)} ${t("left")}`),
       make("span", "", `${t("next")}: ${next}`)));
     if (a.problem !== null) {
-      card.append(make("div", "notice bad", a.problem, make("p", "todo", `${t("todo")}: ${todo(a.problem_class)}`)));
+      card.append(make("div", `notice ${a.ready ? "warn" : "bad"}`, a.problem, make("p", "todo", `${t("todo")}: ${todo(a.problem_class)}`)));
     }
     if (a.breaker_seconds !== null) {
       card.append(make("div", "notice warn", `${t("breaker")}: ${t("breaker_on")} ${duration(a.breaker_seconds)}`));
@@ -213,7 +213,7 @@
   function error(e) {
     const times = e.times > 1 ? ` × ${number(e.times)}` : "";
     const head = make("div", "row", make("span", "", make("span", "kind", e.kind), e.account ? ` ${e.account}` : "", times), make("span", "soft", ago(e.seconds_ago)));
-    return make("li", "", head, make("p", "", e.sentence), make("p", "todo soft", `${t("todo")}: ${todo(e.kind)}`));
+    return make("li", "", head, make("p", "", e.sentence.charAt(0).toUpperCase() + e.sentence.slice(1)), make("p", "todo soft", `${t("todo")}: ${todo(e.kind)}`));
   }
 
   function draw() {
