@@ -6,6 +6,7 @@
 //! cut; the control thread ends last, because a call that still runs may need a token.
 
 pub mod reach;
+mod reload;
 
 use std::fmt;
 use std::future::Future;
@@ -22,8 +23,10 @@ use tokio::task::JoinSet;
 use crate::account::Account;
 use crate::admin::status::Overview;
 use crate::admin::{self, Admin};
+use crate::app::reload::{Reload, SecretFile};
 use crate::ca::{self, Identity};
 use crate::config::Config;
+use crate::credentials::SecretOrigin;
 use crate::metrics::Hub;
 use crate::proxy::Proxy;
 use crate::proxy::call::ReplayBudget;
@@ -50,7 +53,9 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, MemoryStore>>,
+    keepers: Vec<Worker<Arc<Source>, MemoryStore>>,
+    reload: Reload,
+    hangups: watch::Sender<()>,
 }
 
 /// Where it really listens.
@@ -143,15 +148,31 @@ impl App {
 
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
+        let mut reload = Reload { identity: identity.clone(), ..Reload::default() };
+        // The upstream's and the sources' are one.
+        reload.roots.push(config.upstream.roots.clone());
         for account in &config.accounts {
             let source = config.source_for(account);
             let source = Source::new(&source, account.appid.clone(), account.secret.clone())
                 .map_err(|error| BindError::Other(error.to_string()))?;
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
-            accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
+            let source = Arc::new(source);
+            let (keeper, worker) =
+                TokenKeeper::new(account.appid.clone(), Arc::clone(&source), MemoryStore::new());
+            let served = Account::new(account.appid.clone(), account.secret.clone(), keeper);
+            if let SecretOrigin::File(path) = &account.secret_origin {
+                reload.secrets.push(SecretFile::new(served.clone(), source, path.clone()));
+            }
+            accounts.push(served);
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers })
+        let hangups = watch::Sender::new(());
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, reload, hangups })
+    }
+
+    /// Whoever sends on this has secrets and certificates read again at once.
+    #[must_use]
+    pub fn hangups(&self) -> watch::Sender<()> {
+        self.hangups.clone()
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -165,7 +186,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, reload, hangups, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -214,6 +235,7 @@ impl App {
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }
+            tokio::task::spawn_local(reload.run(hangups.subscribe()));
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {
                     loop {
