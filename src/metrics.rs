@@ -162,6 +162,12 @@ impl Tally {
         self.accounts.binary_search(appid).unwrap_or(self.accounts.len())
     }
 
+    /// The label of an account's number.
+    #[must_use]
+    pub fn name(&self, account: usize) -> &str {
+        self.accounts.get(account).map_or(NO_ACCOUNT, AppId::as_str)
+    }
+
     /// The number of no account.
     #[must_use]
     pub fn no_account(&self) -> usize {

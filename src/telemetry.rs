@@ -4,6 +4,8 @@
 //! names them, because an HTTP library's trace output may show a URL with its token.
 
 mod repeats;
+#[cfg(feature = "otel")]
+pub mod traces;
 
 use std::io::IsTerminal;
 

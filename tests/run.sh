@@ -76,8 +76,10 @@ demo() {
 step "tools" tools
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
+step "lints with traces" cargo clippy --locked --all-targets --features otel -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step "tests" cargo test --locked --no-fail-fast
+step "traces" cargo test --locked --features otel --test integration wechat_traces
 step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"

@@ -10,6 +10,14 @@ pub(super) async fn run(config: Config) -> u8 {
         Ok(signals) => signals,
         Err(code) => return code,
     };
+    #[cfg(feature = "otel")]
+    let _traces = match wechat_sidecar::telemetry::traces::init() {
+        Ok(traces) => traces,
+        Err(error) => {
+            complain(&error);
+            return 1;
+        }
+    };
     // A call takes two files, and many systems start a process with 1024; the hard limit is what it may have.
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => tracing::debug!(limit, "files that may be open"),

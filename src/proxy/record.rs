@@ -6,6 +6,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+#[cfg(feature = "otel")]
+use http::HeaderValue;
 use http::uri::PathAndQuery;
 use http::{HeaderName, Method, Request, StatusCode};
 use tokio::time::Instant;
@@ -16,6 +18,8 @@ use crate::metrics::labels::{Action, Outcome, REFUSALS};
 use crate::metrics::{Ended, Tally};
 use crate::proxy::{inject, route, told};
 use crate::telemetry::ACCESS;
+#[cfg(feature = "otel")]
+use crate::telemetry::traces;
 
 /// What is known of a call so far.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Record {
     tally: Rc<Tally>,
     /// `None` when nobody listens: then a call costs no formatting.
     line: Option<Box<Line>>,
+    #[cfg(feature = "otel")]
+    span: Option<traces::Call>,
     started: Instant,
     /// Time spent waiting for WeChat's reply heads and for what was looked at of their bodies.
     pub upstream: Duration,
@@ -71,6 +77,12 @@ impl Record {
         Self {
             tally: Rc::clone(tally),
             line,
+            #[cfg(feature = "otel")]
+            span: traces::Call::open(
+                request.method().as_str(),
+                request.uri().path(),
+                request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes),
+            ),
             started: Instant::now(),
             upstream: Duration::ZERO,
             token_wait: Duration::ZERO,
@@ -141,6 +153,28 @@ impl Record {
         self.whole = true;
     }
 
+    /// The status the app got. If it closed before it was answered: nginx's number for that.
+    fn status(&self) -> u16 {
+        self.head.map_or(499, |(status, _)| status.as_u16())
+    }
+
+    #[cfg(feature = "otel")]
+    fn end_span(&mut self) {
+        let Some(span) = self.span.take() else { return };
+        let outcome = self.outcome();
+        span.end(&traces::Ended {
+            account: self.tally.name(self.account),
+            action: self.action.name(),
+            outcome: outcome.name(),
+            status: self.status(),
+            errcode: self.errcode,
+            attempts: self.attempts,
+            upstream: self.upstream,
+            token_wait: self.token_wait,
+            failed: matches!(outcome, Outcome::Cut | Outcome::Ours(_)),
+        });
+    }
+
     fn outcome(&self) -> Outcome {
         if let Some(cause) = self.cause {
             return Outcome::Ours(cause);
@@ -179,15 +213,13 @@ impl Drop for Record {
             token_wait: Some(self.token_wait).filter(|waited| !waited.is_zero()),
             own: self.head.map(|(_, own)| own),
         });
+        #[cfg(feature = "otel")]
+        self.end_span();
         let Some(line) = &self.line else { return };
         let path = line.target.as_ref().map_or("-", PathAndQuery::path);
         let keys =
             line.target.as_ref().and_then(PathAndQuery::query).map(inject::query_keys).unwrap_or_default();
-        let (status, own) = match self.head {
-            Some((status, own)) => (status.as_u16(), own),
-            // The app closed before it was answered: nginx's number for that.
-            None => (499, Duration::ZERO),
-        };
+        let (status, own) = (self.status(), self.head.map_or(Duration::ZERO, |(_, own)| own));
         let end = match (self.head, self.cut, self.whole) {
             (None, _, _) => "left",
             (_, Some(cause), _) => cause.name(),

@@ -32,3 +32,5 @@ mod wechat_rig;
 mod wechat_routes;
 mod wechat_secrecy;
 mod wechat_stop;
+#[cfg(feature = "otel")]
+mod wechat_traces;

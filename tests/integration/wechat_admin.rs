@@ -110,11 +110,7 @@ async fn labels_are_bounded_whatever_apps_send() {
         rig.app.get(&format!("/cgi-bin/made-up-{n}?openid=o{n}")).await;
         rig.app.get(&format!("/wx{n}stranger/cgi-bin/user/get")).await;
         let body = format!(r#"{{"errcode":{},"errmsg":"e"}}"#, 70_000 + n);
-        rig.sim.fail_calls(
-            "/cgi-bin/menu",
-            wechat_sidecar::sim::Canned { body, ..Default::default() },
-            1,
-        );
+        rig.sim.fail_calls("/cgi-bin/menu", wechat_sidecar::sim::Canned { body, ..Default::default() }, 1);
         rig.app.get("/cgi-bin/menu/get").await;
     }
     let series: BTreeSet<_> = metrics(&rig.app).await.into_keys().collect();
