@@ -1,11 +1,14 @@
 //! What an operator, the app in the pod and other sidecars can see and ask for, on a port of its own so that it never
 //! shadows a path of WeChat's. The admin port's front page: what there is, and the probes.
 //!
+//! - `/`: the [`page`] for people; `/status`: the same as JSON; `/metrics`: for Prometheus.
 //! - `/livez`: 200 while the process serves at all.
+//! - `/startupz`: 200 once every account has had a token.
 //! - `/readyz`: 200 when every account has a token that lives, else 503; JSON that names what is pending or failing
-//!   and why. 503 as soon as a stop has begun, so that nothing new is sent here.
+//!   and why. 503 as soon as a stop was asked for, so that nothing new is sent here. `?account=APPID` asks about one.
 //! - `GET /v1/token` and `POST /v1/token/refresh`: the central token server (`central`), for those with a key.
 //! - `POST /refresh`: the passive refresh (`refresh`), for the app in the pod and for operators.
+//! - `POST /quit`: a clean stop, where `quit_endpoint` allows it, and from this machine only.
 //!
 //! Probes are open to all who reach the port. The rest acts or hands out a token: `guard` stands before it, [`keys`]
 //! says who is let in.
@@ -13,10 +16,14 @@
 mod central;
 mod guard;
 pub mod keys;
+pub mod metrics;
+pub mod page;
 mod refresh;
+pub mod status;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,12 +32,14 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::account::Account;
+use crate::admin::page::Page;
+use crate::admin::status::Overview;
 use crate::error::{Cause, Failure};
-use crate::server::{Connection, Handler, Limits, Phase};
+use crate::server::{Connection, Handler, Limits};
 use crate::tls::ServerIdentity;
 use crate::token::Fingerprint;
 use crate::token::source::central::{REFRESH_PATH, TOKEN_PATH};
@@ -51,6 +60,8 @@ pub struct Config {
     pub central_keys: Option<Keys>,
     /// Who may refresh from other machines, and by force.
     pub operator_keys: Option<Keys>,
+    /// Whether `POST /quit` stops the process, for Jobs.
+    pub quit: bool,
 }
 
 /// What a request may cost.
@@ -63,10 +74,16 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest a request waits for a token or a fetch: less than the 10 s that a sidecar gives its central server.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
 /// Answers the admin port.
 pub struct Admin {
     accounts: Vec<Account>,
-    phase: watch::Receiver<Phase>,
+    overview: Rc<Overview>,
+    page: Page,
+    /// Hears of a stop that was asked for here; `None` where that is not allowed.
+    quit: Option<mpsc::UnboundedSender<()>>,
     hosts: Vec<String>,
     central: Option<Callers>,
     operators: Option<Callers>,
@@ -80,44 +97,101 @@ pub struct Admin {
 type Reply = Response<Full<Bytes>>;
 
 impl Admin {
-    /// The admin port of these accounts; `phase` is the proxy's, so that readiness ends when a stop begins.
+    /// The admin port of these accounts, which `overview` knows.
     #[must_use]
-    pub fn new(config: &Config, accounts: Vec<Account>, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(config: &Config, accounts: Vec<Account>, overview: Rc<Overview>) -> Self {
         let callers = |keys: &Option<Keys>, setting| keys.clone().map(|keys| Callers::new(keys, setting));
         Self {
             refreshes: accounts.iter().map(|_| refresh::budget()).collect(),
             held: accounts.iter().map(|_| Cell::new(None)).collect(),
             accounts,
-            phase,
+            overview,
+            page: Page::new(),
+            quit: None,
             hosts: config.hosts.clone(),
             central: callers(&config.central_keys, "central_keys_file"),
             operators: callers(&config.operator_keys, "operator_keys_file"),
         }
     }
 
-    fn ready(&self) -> Reply {
-        let stopping = *self.phase.borrow() >= Phase::Drain;
-        let mut ready = !stopping;
-        let mut accounts = Vec::new();
-        for account in &self.accounts {
-            let status = account.keeper().status();
-            ready &= status.token.is_some();
-            accounts.push(serde_json::json!({
-                "appid": account.appid().as_str(),
-                "ready": status.token.is_some(),
-                "token": status.token.map(|(fingerprint, _)| fingerprint.to_string()),
-                "life_left_seconds": status.token.map(|(_, left)| left.as_secs()),
-                "problem": status.failure.map(|failure| failure.sentence),
-                "next_fetch_in_seconds": status.next_attempt.map(|wait| wait.as_secs()),
-            }));
+    /// Lets `POST /quit` from this machine ask for a stop.
+    #[must_use]
+    pub fn with_quit(mut self, quit: Option<mpsc::UnboundedSender<()>>) -> Self {
+        self.quit = quit;
+        self
+    }
+
+    fn get(&self, path: &str, query: &str) -> Option<Reply> {
+        Some(match path {
+            "/" => self.page(),
+            "/livez" => reply(StatusCode::OK, TEXT, "ok\n"),
+            "/startupz" => self.probe(query, |started, _| started),
+            "/readyz" => self.probe(query, |_, ready| ready),
+            "/status" => reply(StatusCode::OK, JSON, json(&self.overview.snapshot())),
+            "/metrics" => reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::exposition(&self.overview)),
+            _ => return None,
+        })
+    }
+
+    fn page(&self) -> Reply {
+        let mut page = reply(StatusCode::OK, "text/html; charset=utf-8", self.page.html.clone());
+        if let Ok(policy) = HeaderValue::from_str(&self.page.policy) {
+            page.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
         }
-        let mut body = serde_json::json!({ "ready": ready, "stopping": stopping, "accounts": accounts });
+        page.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        page
+    }
+
+    /// Whether all accounts, or the one that is asked about, have had a token, or have one.
+    fn probe(&self, query: &str, wanted: impl Fn(bool, bool) -> bool) -> Reply {
+        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "account");
+        let snapshot = self.overview.snapshot();
+        let mut accounts = snapshot.accounts;
+        if let Some((_, appid)) = &asked {
+            accounts.retain(|account| account.appid == **appid);
+            if accounts.is_empty() {
+                let told = "there is no such account here; give an appid of the settings";
+                return reply(StatusCode::NOT_FOUND, JSON, json(&serde_json::json!({ "error": told })));
+            }
+        }
+        let started = accounts.iter().all(|account| account.last_refresh.is_some());
+        let ready = !snapshot.stopping && accounts.iter().all(|account| account.ready);
+        let shown: Vec<_> = accounts
+            .into_iter()
+            .map(|account| {
+                serde_json::json!({
+                    "appid": account.appid,
+                    "ready": account.ready,
+                    "token": account.token,
+                    "life_left_seconds": account.life_left_seconds,
+                    "problem": account.problem,
+                    "next_fetch_in_seconds": account.next_fetch_in_seconds,
+                })
+            })
+            .collect();
+        let mut body = serde_json::json!({
+            "ready": ready, "started": started, "stopping": snapshot.stopping, "accounts": shown,
+        });
         let wrong = [&self.central, &self.operators].into_iter().flatten().map(Callers::wrong);
         if let Some(wrong) = wrong.reduce(|one, other| one + other) {
             body["wrong_keys"] = wrong.into();
         }
-        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        reply(status, "application/json", format!("{body}\n"))
+        let well = wanted(started, ready);
+        let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        reply(status, JSON, json(&body))
+    }
+
+    /// SECURITY: whoever may end the process must be on this machine.
+    fn quit(&self, connection: &Connection) -> Result<Reply, Failure> {
+        let Some(quit) = &self.quit else {
+            return Ok(reply(StatusCode::NOT_FOUND, TEXT, "set quit_endpoint = true to allow this\n"));
+        };
+        if !connection.peer().is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
+            return Ok(reply(StatusCode::FORBIDDEN, TEXT, "only from this machine\n"));
+        }
+        // Nobody listening any more means that a stop is under way.
+        let _ = quit.send(());
+        Ok(reply(StatusCode::ACCEPTED, TEXT, "stopping\n"))
     }
 
     /// The account a request is for: the one it names, else the default; and its place in the list.
@@ -135,26 +209,22 @@ impl Handler for Admin {
     type Body = Full<Bytes>;
 
     async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Reply {
-        let text = "text/plain; charset=utf-8";
         let path = request.uri().path().to_owned();
-        let (allow, probe) = match &path[..] {
-            "/livez" | "/readyz" => ("GET, HEAD", true),
+        let (allow, look) = match &path[..] {
+            "/" | "/livez" | "/startupz" | "/readyz" | "/status" | "/metrics" => ("GET, HEAD", true),
             TOKEN_PATH => ("GET", false),
-            REFRESH_PATH | refresh::PATH => ("POST", false),
+            REFRESH_PATH | refresh::PATH | "/quit" => ("POST", false),
             _ => {
-                return reply(
-                    StatusCode::NOT_FOUND,
-                    text,
-                    format!(
-                        "this is wechat-sidecar's admin port: /livez, /readyz, POST {}, GET {TOKEN_PATH}, POST {REFRESH_PATH}\n",
-                        refresh::PATH
-                    ),
+                let told = format!(
+                    "this is wechat-sidecar's admin port: / for people, /status, /metrics, /livez, /startupz, /readyz, POST {}, GET {TOKEN_PATH}, POST {REFRESH_PATH}\n",
+                    refresh::PATH
                 );
+                return reply(StatusCode::NOT_FOUND, TEXT, told);
             }
         };
         if !allow.split(", ").any(|method| method == request.method()) {
-            let mut refused = if probe {
-                reply(StatusCode::METHOD_NOT_ALLOWED, text, "use GET\n")
+            let mut refused = if look {
+                reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n")
             } else {
                 failed(&Failure::new(
                     Cause::MethodNotAllowed,
@@ -167,10 +237,8 @@ impl Handler for Admin {
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             return refused;
         }
-        match &path[..] {
-            "/livez" => return reply(StatusCode::OK, text, "ok\n"),
-            "/readyz" => return self.ready(),
-            _ => {}
+        if let Some(looked) = self.get(&path, request.uri().query().unwrap_or_default()) {
+            return looked;
         }
         // SECURITY: everything from here on acts or hands out.
         let answered = match guard::no_web_page(&request, &self.hosts) {
@@ -178,6 +246,7 @@ impl Handler for Admin {
             Ok(()) => match &path[..] {
                 TOKEN_PATH => self.hand_out(request, connection).await,
                 REFRESH_PATH => self.refresh_for_another(request, connection).await,
+                "/quit" => self.quit(connection),
                 _ => self.refresh(request, connection).await,
             },
         };
@@ -188,6 +257,12 @@ impl Handler for Admin {
     }
 }
 
+fn json(value: &impl serde::Serialize) -> String {
+    let mut text = serde_json::to_string(value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
 fn shown(method: &Method) -> String {
     method.as_str().chars().take(20).collect()
 }
@@ -195,8 +270,10 @@ fn shown(method: &Method) -> String {
 fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Reply {
     let mut reply = Response::new(Full::new(body.into()));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     reply
 }
 

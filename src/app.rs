@@ -1,11 +1,12 @@
 //! The only wiring: [`App::bind`] takes every port, [`App::run`] starts the threads and ends them.
 //!
 //! Threads: one per worker, each with a runtime, a listener and upstream connections of its own, which serve calls;
-//! and the control thread, which runs everything that waits (keepers, the admin port). What a stop looks like: the
-//! listeners close, calls in flight finish within `grace_period`, what is left is cut; the control thread ends last,
-//! because a call that still runs may need a token.
+//! and the control thread, which runs everything that waits (keepers, the admin port). What a stop looks like: readiness
+//! says no, and after `drain_delay` the listeners close, calls in flight finish within `grace_period`, what is left is
+//! cut; the control thread ends last, because a call that still runs may need a token.
 
 pub mod reach;
+mod reload;
 
 use std::fmt;
 use std::future::Future;
@@ -20,9 +21,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::account::{Account, is_placeholder};
+use crate::admin::status::Overview;
 use crate::admin::{self, Admin};
+use crate::app::reload::{Reload, SecretFile};
 use crate::ca::{self, Identity};
 use crate::config::Config;
+use crate::credentials::SecretOrigin;
+use crate::metrics::Hub;
 use crate::proxy::Proxy;
 use crate::proxy::call::ReplayBudget;
 use crate::proxy::route::Routes;
@@ -51,11 +56,13 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Adopting<Source>, Store>>,
+    keepers: Vec<Worker<Adopting<Arc<Source>>, Store>>,
     /// Those to apps that have yet to move, each with the keeper whose token it gives.
     bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
     /// What the stores and the bridges ask.
     redis: Vec<Redis>,
+    reload: Reload,
+    hangups: watch::Sender<()>,
 }
 
 /// Where it really listens.
@@ -153,23 +160,49 @@ impl App {
         // The bridge's Redis, apart from the store's where it is another.
         let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
         let bridged = apart.as_ref().or(stores.redis()).cloned();
+        let mut reload = Reload { identity: identity.clone(), ..Reload::default() };
+        // The upstream's and the sources' are one.
+        reload.roots.push(config.upstream.roots.clone());
         for account in &config.accounts {
-            let source = config.token_source(account).map_err(BindError::Other)?;
+            let source = Arc::new(config.token_source(account).map_err(BindError::Other)?);
             let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
             let bridge = bridge.map(|(bridge, redis)| {
                 let (appid, secret, formats) =
                     (account.appid.clone(), account.secret.as_ref(), &account.bridge);
                 Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
             });
-            let source = Adopting::new(source, bridge.clone());
+            let adopting = Adopting::new(Arc::clone(&source), bridge.clone());
             let store = stores.of(&account.appid, account.endpoint);
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), adopting, store);
             bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
-            accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
+            let served = Account::new(account.appid.clone(), account.secret.clone(), keeper);
+            if let Some(SecretOrigin::File(path)) = &account.secret_origin {
+                reload.secrets.push(SecretFile::new(served.clone(), source, path.clone()));
+            }
+            accounts.push(served);
             keepers.push(worker);
         }
         let redis = stores.redis().cloned().into_iter().chain(apart).collect();
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, bridges, redis })
+        let hangups = watch::Sender::new(());
+        Ok(Self {
+            config,
+            addresses,
+            listeners,
+            identity,
+            admin,
+            accounts,
+            keepers,
+            bridges,
+            redis,
+            reload,
+            hangups,
+        })
+    }
+
+    /// Whoever sends on this has secrets and certificates read again at once.
+    #[must_use]
+    pub fn hangups(&self) -> watch::Sender<()> {
+        self.hangups.clone()
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -183,23 +216,36 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, bridges, redis, .. } = self;
+        let Self {
+            config,
+            listeners,
+            identity,
+            admin,
+            accounts,
+            keepers,
+            bridges,
+            redis,
+            reload,
+            hangups,
+            ..
+        } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
 
         let mut workers = Vec::new();
         let budget = ReplayBudget::new(config.proxy.replay_budget);
+        let hub = Hub::new(accounts.iter().map(|account| account.appid().clone()));
         for (n, listeners) in listeners.into_iter().enumerate() {
             let routes = Routes::new(accounts.clone()).speaking_for(config.hosts.clone());
             let (settings, upstream, budget) =
                 (config.proxy.clone(), config.upstream.clone(), budget.clone());
             let limits =
                 Limits { max_head: config.server.max_head, idle_timeout: config.upstream.idle_timeout };
-            let phase = watching.clone();
+            let (phase, tally) = (watching.clone(), hub.tally());
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
-                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget));
+                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, tally));
                 let sweeping = Rc::clone(&proxy);
                 tokio::task::spawn_local(async move {
                     loop {
@@ -223,6 +269,10 @@ impl App {
                 Ok(())
             })?);
         }
+        let (quit, mut quitting) = mpsc::unbounded_channel();
+        let quit = config.admin.quit.then_some(quit);
+        let settings = config.in_force.clone();
+        let (used, limit) = (budget, config.proxy.replay_budget);
         let control = thread("control".to_owned(), ended, move || async move {
             for redis in redis {
                 tokio::task::spawn_local(redis.run());
@@ -233,6 +283,7 @@ impl App {
             for (bridge, keeper) in bridges {
                 tokio::task::spawn_local(bridge.give(keeper));
             }
+            tokio::task::spawn_local(reload.run(hangups.subscribe()));
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {
                     loop {
@@ -241,19 +292,44 @@ impl App {
                     }
                 });
             }
+            let overview = Overview::new(accounts.clone(), hub, watching)
+                .with_settings(settings)
+                .with_replay_budget(limit, Box::new(move || used.used()));
+            let overview = Rc::new(overview);
+            let remembering = Rc::clone(&overview);
+            tokio::task::spawn_local(async move { remembering.remember().await });
             let entry = config.admin.identity.clone().map_or(Entry::Http, Entry::Own);
-            let admin_handler = Rc::new(Admin::new(&config.admin, accounts, watching));
+            let admin_handler = Rc::new(Admin::new(&config.admin, accounts, overview).with_quit(quit));
             server::serve(admin, entry, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());
+        let died = |name: String| {
+            Err(io::Error::other(format!(
+                "the thread {name} ended though nobody asked it to; this is a defect in wechat-sidecar"
+            )))
+        };
         tokio::select! {
-            () = shutdown => tracing::info!(
-                "stopping: no new connections; calls in flight have {} to finish", humantime::format_duration(config.grace_period)
-            ),
-            Some(name) = ending.recv() => {
-                outcome = Err(io::Error::other(format!("the thread {name} ended though nobody asked it to; this is a defect in wechat-sidecar")));
+            () = shutdown => {}
+            Some(()) = quitting.recv() => tracing::info!("POST /quit: stopping"),
+            Some(name) = ending.recv() => outcome = died(name),
+        }
+        if outcome.is_ok() && !config.drain_delay.is_zero() {
+            phase.send_replace(Phase::Leave);
+            tracing::info!(
+                "stopping: not ready from now on, so that nothing new is sent here; calls are taken for {} more",
+                humantime::format_duration(config.drain_delay)
+            );
+            tokio::select! {
+                () = tokio::time::sleep(config.drain_delay) => {}
+                Some(name) = ending.recv() => outcome = died(name),
             }
+        }
+        if outcome.is_ok() {
+            tracing::info!(
+                "stopping: no new connections; calls in flight have {} to finish",
+                humantime::format_duration(config.grace_period)
+            );
         }
         phase.send_replace(Phase::Drain);
         if tokio::time::timeout(config.grace_period, ended_all(&mut ending, workers.len())).await.is_err() {

@@ -2,8 +2,8 @@
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
 # Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node,
-# nginx, Redis) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for
-# packages.
+# nginx, Redis, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt
+# for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -56,6 +56,8 @@ tools() {
   need node nodejs
   need npm npm
   need nginx nginx-light
+  # For the page; the font is for people who look at its screenshots.
+  need chromium chromium fonts-wqy-microhei
   python3 -c 'import venv, ensurepip' 2> /dev/null || need 'venv of python3' python3-venv
 }
 
@@ -77,8 +79,10 @@ demo() {
 step "tools" tools
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
+step "lints with traces" cargo clippy --locked --all-targets --features otel -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step "tests" cargo test --locked --no-fail-fast
+step "traces" cargo test --locked --features otel --test integration wechat_traces
 step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
@@ -86,6 +90,7 @@ step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "central token server" bash tests/central.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
+step "page" bash tests/page/run.sh "$target/release/wechat-sidecar" "$target/page"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"
 step "examples" bash tests/examples.sh "$target/release/wechat-sidecar"
 

@@ -28,7 +28,8 @@ pub(super) fn admin(reader: &mut Reader) -> Option<admin::Config> {
             reader.problems.push(Problem::new(key, reader.place(key), what, remedy));
         }
     }
-    Some(admin::Config { listen, hosts, identity, central_keys, operator_keys })
+    let quit = reader.switch("quit_endpoint")?;
+    Some(admin::Config { listen, hosts, identity, central_keys, operator_keys, quit })
 }
 
 fn identity(reader: &mut Reader) -> Option<ServerIdentity> {

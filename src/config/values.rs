@@ -125,6 +125,11 @@ pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
     })
 }
 
+/// Yes or no.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    one_of(text, &["false", "true"]).map(|index| index == 1)
+}
+
 /// Where tokens are kept: in memory, or at this address.
 pub(super) fn store(text: &str) -> Parsed<Option<redis::Address>> {
     match text {
@@ -150,11 +155,6 @@ pub(super) fn prefix(text: &str) -> Parsed<String> {
 /// A Redis. SECURITY: what is written in an odd way may have its password where no one looks for it.
 pub(super) fn redis(text: &str) -> Parsed<redis::Address> {
     redis::Address::parse(text).map_err(|told| Refusal { hide: true, ..Refusal::from_sentence(&told) })
-}
-
-/// true or false.
-pub(super) fn switch(text: &str) -> Parsed<bool> {
-    Ok(one_of(text, &["false", "true"])? == 1)
 }
 
 /// What is logged.
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn every_default_is_a_value_a_user_could_write() {
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter() {
             if let Fallback::Text(text) = setting.default {
                 any(setting.kind, text).unwrap_or_else(|refusal| panic!("{}: {refusal:?}", setting.key));
             }

@@ -13,8 +13,7 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::account::{self, Account};
-use crate::credentials::Secret;
+use crate::account::{self, Account, Secrets, Spelled};
 use crate::error::{Cause, Failure};
 use crate::proxy::inject::{self, ACCESS_TOKEN, InjectError};
 use crate::proxy::route::{self, Action, Route, Routes, SecretForm};
@@ -32,7 +31,7 @@ const APPID: &str = "appid";
 pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
     let Route { account, action, target } = route;
     if let Action::AppendSecret(SecretForm { secret: Some(_), .. }) = action {
-        check_secret(account)?;
+        check_secret(account, &account.secrets())?;
     }
     let written = match (action, token) {
         (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
@@ -51,8 +50,8 @@ pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, F
 ///
 /// # Errors
 /// It has none.
-pub fn check_secret(account: &Account) -> Result<&str, Failure> {
-    account.secret().map(Secret::expose).ok_or_else(|| {
+pub fn check_secret<'a>(account: &Account, secrets: &'a Secrets) -> Result<&'a Spelled, Failure> {
+    secrets.current().ok_or_else(|| {
         Failure::new(
             Cause::NoSecret,
             format!(
@@ -71,14 +70,15 @@ fn append_secret(
 ) -> Result<PathAndQuery, InjectError> {
     // A placeholder that an SDK adds to every call has no place here (sdks.md 5: wechatpy on jscode2session).
     let target = inject::strip(target, &[ACCESS_TOKEN])?;
+    let secrets = account.secrets();
     let mut params = Vec::with_capacity(3);
     if form.wants_query(&target) {
         // An appid that is there is the account's: it chose it, and stays where it is. An empty one is none.
         if param(&target, APPID).is_none_or(|appid| appid.is_empty()) {
             params.push((APPID, account.appid().as_str()));
         }
-        if let (Some(name), Some(secret)) = (form.secret, account.encoded_secret()) {
-            params.push((name, secret));
+        if let (Some(name), Some(secret)) = (form.secret, secrets.current()) {
+            params.push((name, secret.encoded()));
         }
     }
     if let Some(token) = token {
@@ -163,13 +163,14 @@ pub fn into_body<'a>(
         route.account = account;
     }
     let account = route.account;
-    let ours = check_secret(account)?;
+    let held = account.secrets();
+    let ours = check_secret(account, &held)?;
     let quoted = |value: &str| serde_json::Value::from(value).to_string();
     let mut edits = Vec::new();
     let mut added = String::new();
     for (name, there, value) in [
         (APPID, appids.first().filter(|_| named.is_none()), account.appid().as_str()),
-        (secret, secrets.first(), ours),
+        (secret, secrets.first(), ours.expose()),
     ] {
         match there {
             Some(there) => {

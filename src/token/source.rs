@@ -14,6 +14,7 @@ mod egress;
 mod errcode;
 mod follower;
 mod reply;
+mod secret;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +24,7 @@ pub use errcode::{Class, FetchError};
 pub use follower::FollowerSource;
 
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +32,8 @@ use http::Method;
 use http::header::CONTENT_TYPE;
 use serde::Serialize;
 use zeroize::Zeroizing;
+
+use secret::SecretSlot;
 
 use super::{Token, percent_encode};
 use crate::credentials::{AppId, Secret};
@@ -108,6 +111,8 @@ pub struct Want<'a> {
     /// A fetch is wanted for its own sake, by a person or because of another AppSecret: no token that someone fetched
     /// before will do.
     pub afresh: bool,
+    /// Prove the AppSecret that was [proposed](Source::propose_secret), if one was.
+    pub new_secret: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.
@@ -198,11 +203,12 @@ impl Source {
         })
     }
 
-    /// Takes another AppSecret, for every fetch from now on. One that sends none has no use for it.
-    pub fn replace_secret(&self, secret: Secret) {
+    /// Has the next fetch for [`Want::new_secret`] try this AppSecret. It takes the place of the one in force when it
+    /// brings a token, and not before. `None` takes the proposal back. One that sends none has no use for it.
+    pub fn propose_secret(&self, secret: Option<Secret>) {
         match self {
             Self::Stable(StableSource(asker)) | Self::Classic(ClassicSource(asker)) => {
-                *asker.secret.write().unwrap_or_else(PoisonError::into_inner) = secret;
+                asker.secret.propose(secret)
             }
             Self::Central(_) | Self::Follower(_) => {}
         }
@@ -268,7 +274,7 @@ impl TokenSource for StableSource {
     }
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        self.0.stable(want.force).await
+        self.0.stable(want.force, want.new_secret).await
     }
 }
 
@@ -306,13 +312,13 @@ impl TokenSource for ClassicSource {
     /// their store would void each other's tokens for as long as it is out.
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
         if want.alone {
-            match self.0.stable(false).await {
+            match self.0.stable(false, want.new_secret).await {
                 // It may not be for this account.
                 Err(refused) if refused.class != Class::Transient => {}
                 outcome => return outcome,
             }
         }
-        self.0.classic().await
+        self.0.classic(want.new_secret).await
     }
 }
 
@@ -320,15 +326,15 @@ impl TokenSource for ClassicSource {
 struct Asker {
     client: Client,
     appid: AppId,
-    secret: RwLock<Secret>,
+    secret: SecretSlot,
 }
 
 /// What messages about WeChat call things.
 const WECHAT: Names = Names { who: "WeChat", setting: "upstream", roots: "upstream_ca_file" };
 
 impl Asker {
-    async fn stable(&self, force: bool) -> Result<Token, FetchError> {
-        let secret = self.secret();
+    async fn stable(&self, force: bool, new_secret: bool) -> Result<Token, FetchError> {
+        let secret = self.secret.get(new_secret);
         let question = Question {
             grant_type: "client_credential",
             appid: self.appid.as_str(),
@@ -347,8 +353,8 @@ impl Asker {
         self.ask(request, &secret).await
     }
 
-    async fn classic(&self) -> Result<Token, FetchError> {
-        let secret = self.secret();
+    async fn classic(&self, new_secret: bool) -> Result<Token, FetchError> {
+        let secret = self.secret.get(new_secret);
         let target = Zeroizing::new(format!(
             "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
             self.appid,
@@ -366,15 +372,13 @@ impl Asker {
             fetch_timeout: config.fetch_timeout,
             names: WECHAT,
         })?;
-        Ok(Self { client, appid, secret: RwLock::new(secret) })
-    }
-
-    fn secret(&self) -> Secret {
-        self.secret.read().unwrap_or_else(PoisonError::into_inner).clone()
+        Ok(Self { client, appid, secret: SecretSlot::new(secret) })
     }
 
     async fn ask(&self, request: reqwest::RequestBuilder, secret: &Secret) -> Result<Token, FetchError> {
         let reply = self.client.ask(request, secret).await?;
-        reply::parse_reply(reply.status, &reply.body, reply.asked_at, secret)
+        let token = reply::parse_reply(reply.status, &reply.body, reply.asked_at, secret)?;
+        self.secret.proved(secret);
+        Ok(token)
     }
 }

@@ -18,6 +18,7 @@ mod rig;
 mod upstream_cuts;
 mod upstream_fails;
 mod wechat_accounts;
+mod wechat_admin;
 mod wechat_bridge;
 mod wechat_calls;
 mod wechat_central;
@@ -32,7 +33,10 @@ mod wechat_process;
 mod wechat_redis;
 mod wechat_refresh;
 mod wechat_refusals;
+mod wechat_reload;
 mod wechat_rig;
 mod wechat_routes;
 mod wechat_secrecy;
 mod wechat_stop;
+#[cfg(feature = "otel")]
+mod wechat_traces;

@@ -8,7 +8,7 @@ fn every_setting_has_a_name_of_its_own_and_one_line_of_help() {
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), SETTINGS.len());
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter() {
         assert!(!setting.help.contains('\n') && !setting.help.contains('|'), "{}", setting.key);
         assert!(!setting.help.ends_with('.') && setting.help.len() < 110, "{}", setting.key);
         assert!(!setting.commands.is_empty(), "{}", setting.key);

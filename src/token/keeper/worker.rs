@@ -7,16 +7,18 @@
 //! The store decides which of two tokens is the newer one, since it alone sees every save; a store that lost the
 //! newest, by a restart or a failover, is given it again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::counts::{Asked, Counts};
 use super::pacing::{Backoff, Budget, ForceBudget, Refusals, due};
 use super::{Ask, REMEMBERED, Reason, Refresh, Refusal, Said, State};
 use crate::credentials::AppId;
-use crate::token::Token;
+use crate::token::{Fingerprint, Token};
 use crate::token::source::{Class, FetchError, Pace, Supplier, TokenSource, Want};
 use crate::token::store::{Kept, Standing, StoreError, TokenStore};
 
@@ -28,6 +30,7 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     state: watch::Sender<State>,
     asks: mpsc::Receiver<Ask>,
     news: watch::Receiver<()>,
+    counts: Arc<Counts>,
     pace: Pace,
     /// Why the next round, if nobody asks for one before, will be.
     next_reason: Reason,
@@ -47,10 +50,12 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     /// The store has failed in this round: it is not waited for again before there is a token to save.
     store_is_out: bool,
     /// At what the store has failed, which was said, and has not done since.
-    store_failed: Option<&'static str>,
+    store_failed: Option<Asked>,
     /// The store may not have the token that is served.
     unsaved: bool,
     healed_at: Option<Instant>,
+    /// Tokens that were refused here and replaced: a store that could not be written may still call one good.
+    refused_before: Vec<Fingerprint>,
     failure_told: Option<(Class, Option<i64>, Instant)>,
     foreign_told: Option<Instant>,
 }
@@ -81,6 +86,13 @@ const YOUNG: Duration = Duration::from_secs(300);
 const TELL_FAILURE_AGAIN: Duration = Duration::from_secs(600);
 /// And someone else who fetches, after this long.
 const TELL_FOREIGN_AGAIN: Duration = Duration::from_secs(3600);
+
+/// The one message about someone else who fetches.
+const FOREIGN: &str = "someone else is fetching tokens for this appid: a token with life left was refused and WeChat \
+    issued another. Likely causes: another program with this AppSecret (an old server, a cron job, a laptop, a test \
+    environment, an SDK that fetches by itself), a call of the classic /cgi-bin/token, a force_refresh, a reset of the \
+    AppSecret. Remedy: let everything fetch through this sidecar; if you cannot find it, reset the AppSecret and give \
+    the new one to the sidecar only";
 
 /// What wakes the worker.
 enum Wake {
@@ -123,6 +135,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         store: T,
         state: watch::Sender<State>,
         asks: mpsc::Receiver<Ask>,
+        counts: Arc<Counts>,
     ) -> Self {
         let (pace, news) = (source.pace(), store.news());
         Self {
@@ -132,6 +145,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state,
             asks,
             news,
+            counts,
             pace,
             next_reason: Reason::Startup,
             answer: Refresh::No("nothing was fetched yet".to_owned()),
@@ -147,6 +161,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             store_failed: None,
             unsaved: false,
             healed_at: None,
+            refused_before: Vec::new(),
             failure_told: None,
             foreign_told: None,
         }
@@ -164,7 +179,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 },
             };
             let renewed = self.renew(&reason).await;
-            self.settle(reason, renewed);
+            match (&reason, renewed) {
+                (Reason::SecretChange, Err(failure)) => self.keep_on(&failure),
+                (_, renewed) => self.settle(reason, renewed),
+            }
             if let Some(ask) = ask {
                 // The others who wait for this round are in the queue, and answered when the worker comes to them.
                 let _ = ask.reply.send(self.answer.clone());
@@ -196,8 +214,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         match self.look(None).await {
             Found::Nothing => None,
             Found::Better(token) => {
-                let adopted = self.publish(token, &Reason::News, "adopted a token from the store");
-                self.settle(Reason::News, Ok(Renewed::Brought(adopted)));
+                let adopted = self.adopt(token, &Reason::News);
+                self.settle(Reason::News, Ok(adopted));
                 None
             }
             Found::Refused { news } => {
@@ -238,8 +256,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if self.source.supplier() != Supplier::Store {
             self.spread(reason).await;
         }
-        let token = self.fetch(reason).await?;
+        let fetched = self.fetch(reason).await;
+        let token = fetched.inspect_err(|error| self.counts.fetch(reason, Err(error)))?;
         if let Some(ours) = self.newer_than(&token, reason) {
+            self.counts.fetch(reason, Ok(true));
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
@@ -251,6 +271,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             self.save(&token).await;
         }
         let brought = self.publish(token.clone(), reason, "fetched a token");
+        self.counts.refreshed(reason, false);
+        self.counts.fetch(reason, Ok(matches!(brought, Refresh::Same(_))));
         if is_news && !first {
             self.save(&token).await;
         }
@@ -259,6 +281,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     }
 
     fn adopt(&mut self, token: Token, reason: &Reason) -> Renewed {
+        self.counts.refreshed(reason, true);
         Renewed::Brought(self.publish(token, reason, "adopted a token from the store"))
     }
 
@@ -268,6 +291,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.unaware = self.source.supplier() == Supplier::Central && reason.refused().is_none();
         if std::mem::take(&mut self.governed) {
             self.refusals.end(matches!(renewed, Ok(Renewed::Brought(Refresh::Same(_)))));
+            self.counts.held_back(self.refusals.closed_until());
         }
         let (wait, failure) = match renewed {
             Ok(Renewed::Brought(brought)) => {
@@ -300,6 +324,16 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state.failures += u64::from(failure.is_some());
             state.failure = failure;
             state.next_at = Instant::now() + wait;
+        });
+    }
+
+    /// Ends a round that was to prove a new secret, and did not: everything else stays as it was.
+    fn keep_on(&mut self, failure: &FetchError) {
+        self.answer = Refresh::No(failure.sentence.clone());
+        self.state.send_modify(|state| {
+            (state.busy, state.suspect) = (false, false);
+            state.rounds += 1;
+            state.failures += 1;
         });
     }
 
@@ -404,15 +438,19 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             self.store_is_out = false;
         }
         let loaded = timeout(STORE_PATIENCE, self.store.load()).await;
-        let Some(kept) = self.of_store("load", loaded) else { return Found::Nothing };
+        let Some(kept) = self.of_store(Asked::Load, loaded) else { return Found::Nothing };
         let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
         let newest = self.state.borrow().token.clone();
-        let lost = newest.is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
+        let lost = newest.as_ref().is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
+        let surely_newer = newest.is_none_or(|newest| token.fetched_at() > newest.fetched_at() + CLOCK_SLACK);
+        let was_refused = !surely_newer && self.refused_before.contains(&token.fingerprint());
         match (standing, ours) {
             (Standing::Refused { news }, Some(ours)) if token == ours => Found::Refused { news },
             (Standing::Good, Some(ours)) if token == ours => Found::Nothing,
             (_, ours) if lost => self.heal(ours).await,
-            (Standing::Good, _) if token.is_alive() && Some(&token) != refused => Found::Better(token),
+            (Standing::Good, _) if token.is_alive() && Some(&token) != refused && !was_refused => {
+                Found::Better(token)
+            }
             (Standing::Good | Standing::Refused { .. }, _) => Found::Nothing,
         }
     }
@@ -450,9 +488,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         while !self.store_is_out {
             if !follows {
                 let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
-                match self.of_store("lease", leased) {
+                match self.of_store(Asked::Lease, leased) {
                     Some(Some(lease)) => return Right::Fetch(Some(lease)),
-                    Some(None) => {}
+                    Some(None) => self.counts.lease_held(),
                     None => break,
                 }
             }
@@ -478,7 +516,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return;
         }
         let noted = timeout(STORE_PATIENCE, self.store.refuse(refused, self.is_news)).await;
-        self.of_store("refuse", noted);
+        self.of_store(Asked::Refuse, noted);
     }
 
     async fn fetch(&mut self, reason: &Reason) -> Result<Token, FetchError> {
@@ -495,7 +533,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.fetched_at = Some(Instant::now());
         let force = matches!(reason, Reason::Operator { force: true });
         let (afresh, alone) = (wants_a_fetch(reason), self.store_is_out);
-        let want = Want { refused: reason.refused(), news: self.is_news, force, alone, afresh };
+        let new_secret = *reason == Reason::SecretChange;
+        let want = Want { refused: reason.refused(), news: self.is_news, force, alone, afresh, new_secret };
         let token = self.source.fetch(want).await?;
         if !token.is_alive() {
             return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));
@@ -513,13 +552,19 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     async fn save(&mut self, token: &Token) {
         let saved = timeout(STORE_PATIENCE, self.store.save(token)).await;
-        self.unsaved = self.of_store("save", saved).is_none();
+        self.unsaved = self.of_store(Asked::Save, saved).is_none();
     }
 
     /// Makes `token` the one that is served, and says what that is to those who waited.
     fn publish(&mut self, token: Token, reason: &Reason, how: &str) -> Refresh {
         let before = self.state.borrow().token.clone();
         let same = before.as_ref() == Some(&token);
+        if let Some(refused) = reason.refused().filter(|refused| **refused != token) {
+            if self.refused_before.len() == REMEMBERED {
+                self.refused_before.remove(0);
+            }
+            self.refused_before.push(refused.fingerprint());
+        }
         if same && before.is_some_and(|before| before.was_accepted()) {
             token.mark_accepted();
         }
@@ -557,17 +602,14 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         (not_before.map_or(at, |least| at.max(least)).saturating_duration_since(Instant::now()), why)
     }
 
-    /// A store's outcome at `what`, or `None` and a word about it when it failed or took too long.
-    fn of_store<R>(
-        &mut self,
-        what: &'static str,
-        outcome: Result<Result<R, StoreError>, Elapsed>,
-    ) -> Option<R> {
+    /// A store's outcome, or `None` and a word about it when it failed or took too long.
+    fn of_store<R>(&mut self, asked: Asked, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
         let store = self.store.name();
+        self.counts.store(asked, matches!(outcome, Ok(Ok(_))));
         let why = match outcome {
             Ok(Ok(done)) => {
                 // One that is full or read-only can still be read: that is no news.
-                if self.store_failed == Some(what) {
+                if self.store_failed == Some(asked) {
                     self.store_failed = None;
                     tracing::info!(appid = %self.appid, store, "the token store works again");
                 }
@@ -577,10 +619,17 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Err(_) => format!("no answer within {STORE_PATIENCE:?}"),
         };
         self.store_is_out = true;
+        self.counts.troubles.tell(
+            "store",
+            Some(&self.appid),
+            &format!(
+                "the token store ({store}) fails: {why}; each replica fetches for itself until it works"
+            ),
+        );
         if self.store_failed.is_none() {
-            self.store_failed = Some(what);
+            self.store_failed = Some(asked);
             tracing::warn!(
-                appid = %self.appid, store, error = why, at = what,
+                appid = %self.appid, store, error = why, at = ?asked,
                 "the token store fails; going on without it, each replica fetches for itself"
             );
         }
@@ -606,6 +655,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         });
         let (appid, class, errcode) = (&self.appid, failure.class.name(), failure.errcode);
         let (sentence, next_attempt_s) = (&failure.sentence, wait.as_secs());
+        self.counts.troubles.tell("token", Some(appid), sentence);
         if news {
             self.failure_told = Some((failure.class, failure.errcode, Instant::now()));
             tracing::warn!(%appid, class, errcode, %reason, next_attempt_s, "no token was fetched: {sentence}");
@@ -625,15 +675,12 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state.foreign_rotations += 1;
             times = state.foreign_rotations;
         });
+        self.counts.troubles.tell("foreign-rotation", Some(&self.appid), FOREIGN);
         if self.foreign_told.is_none_or(|at| at.elapsed() >= TELL_FOREIGN_AGAIN) {
             self.foreign_told = Some(Instant::now());
             tracing::warn!(
                 appid = %self.appid, token = %refused.fingerprint(), life_left_s = refused.remaining().as_secs(), times,
-                "someone else is fetching tokens for this appid: a token with life left was refused and WeChat issued \
-                 another. Likely causes: another program with this AppSecret (an old server, a cron job, a laptop, a test \
-                 environment, an SDK that fetches by itself), a call of the classic /cgi-bin/token, a force_refresh, a \
-                 reset of the AppSecret. Remedy: let everything fetch through this sidecar; if you cannot find it, reset \
-                 the AppSecret and give the new one to the sidecar only"
+                "{FOREIGN}"
             );
         }
     }

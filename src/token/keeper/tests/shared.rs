@@ -316,3 +316,18 @@ async fn a_follower_lives_by_the_store_and_says_when_nobody_fetches() {
     sleep(3 * HOUR).await;
     assert!(follower.token(WAIT).await.unwrap_err().message.contains("nobody fetches"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_refused_here_is_not_taken_again_from_a_store_that_never_heard_of_it() {
+    let wechat = WeChat::classic();
+    let store = Shared::default();
+    let (keeper, _worker) = wechat.kept_in(store.clone());
+    let old = keeper.token(WAIT).await.unwrap();
+    old.mark_accepted();
+    // At once, so that by their clocks the two fetches may be one.
+    wechat.with(Rules::rotate);
+    let new = another(keeper.refresh(&old, CHRONIC, WAIT).await);
+    store.memory.becomes(Some(Kept { token: old, standing: Standing::Good }));
+    sleep(secs(5)).await;
+    assert_eq!((keeper.current(), wechat.fetches()), (Some(new), 2));
+}

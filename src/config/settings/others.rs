@@ -1,0 +1,98 @@
+//! The settings of the other commands: flags of one command each.
+
+use super::{Fallback, Forms, Kind, SIMULATE, Setting, Verb};
+use std::time::Duration;
+
+/// In the order people read about them.
+pub(super) const OTHERS: &[Setting] = &[
+    Setting {
+        key: "timeout",
+        value: "DURATION",
+        kind: Kind::Duration(Duration::ZERO, Duration::from_secs(3600)),
+        default: Fallback::Text("60s"),
+        help: "How long to wait; 0s asks once",
+        forms: Forms::FlagOnly,
+        commands: &[Verb::Wait],
+    },
+    Setting {
+        key: "sim_listen",
+        value: "ADDRESS:PORT",
+        kind: Kind::Listen,
+        default: Fallback::Text("127.0.0.1:7300"),
+        help: "Where the simulated API is",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "sim_tls_listen",
+        value: "ADDRESS:PORT",
+        kind: Kind::Listen,
+        default: Fallback::None,
+        help: "Where it is over TLS too, under a CA made for this run",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "control_listen",
+        value: "ADDRESS:PORT",
+        kind: Kind::Listen,
+        default: Fallback::Text("127.0.0.1:7301"),
+        help: "Where its levers are: void a token, change the secret, fail",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "sim_appid",
+        value: "APPID",
+        kind: Kind::AppId,
+        default: Fallback::Text("wx0123456789abcdef"),
+        help: "The account it knows",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "app_secret",
+        value: "APPSECRET",
+        kind: Kind::Secret,
+        default: Fallback::Text("0123456789abcdef0123456789abcdef"),
+        help: "That account's AppSecret, made up: never give a real one here",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "dir",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::Text("./wechat-sidecar-ca"),
+        help: "The folder to make the CA in, or to find it in",
+        forms: Forms::FlagOnly,
+        commands: &[Verb::Ca],
+    },
+    Setting {
+        key: "ca_out",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Writes the CA of --tls-listen here, for the sidecar's --upstream-ca-file",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "token_length",
+        value: "NUMBER",
+        kind: Kind::Count(32, 8192),
+        default: Fallback::Text("157"),
+        help: "How long its tokens are, in characters",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+    Setting {
+        key: "expires_in",
+        value: "SECONDS",
+        kind: Kind::Count(1, 86_400),
+        default: Fallback::Text("7200"),
+        help: "How long its tokens live",
+        forms: Forms::FlagOnly,
+        commands: SIMULATE,
+    },
+];
