@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 
 use crate::account::Account;
-use crate::server::{Connection, Handler, Limits, Phase};
+use crate::server::{self, Connection, Handler, Limits, Phase};
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,7 +24,12 @@ pub struct Config {
 }
 
 /// What a probe may cost.
-pub const LIMITS: Limits = Limits { max_head: 16 * 1024, idle_timeout: Duration::from_secs(10) };
+pub const LIMITS: Limits = Limits {
+    max_head: 16 * 1024,
+    idle_timeout: Duration::from_secs(10),
+    head_timeout: server::HEAD_TIMEOUT,
+    keep_alive: server::KEEP_ALIVE,
+};
 
 /// Answers the admin port.
 pub struct Admin {

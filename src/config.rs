@@ -8,6 +8,7 @@ pub mod cli;
 pub mod settings;
 
 mod file;
+mod guards;
 mod problem;
 mod reader;
 mod sources;
@@ -30,6 +31,7 @@ use crate::token::source::Endpoint;
 use crate::{account, admin, proxy, server, telemetry, token};
 
 use file::Table;
+use guards::Lists;
 use reader::{Reader, names_an_account, take};
 use settings::Verb;
 use values::{Parsed, Refusal};
@@ -63,6 +65,8 @@ pub struct Config {
     pub telemetry: telemetry::Config,
     /// How long calls in flight may finish after a stop was asked for.
     pub grace_period: Duration,
+    /// Whether a crash, or a debugger, may see this process's memory.
+    pub core_dumps: bool,
     /// What works, but a person should know; for the log, once it is set up.
     pub warnings: Vec<String>,
 }
@@ -101,13 +105,20 @@ pub struct Source {
 pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Config, Problems> {
     let mut reader = Reader::new(Verb::Run, flags, env);
     let accounts = accounts(&mut reader);
-    let listen = reader.listen("listen");
+    let (listen, unix) = guards::listen(&mut reader);
     let admin_listen = reader.listen("admin_listen");
     let tls_listen = reader.listen("tls_listen");
     let origin = upstream(&mut reader);
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
-    let roots = roots(&mut reader);
+    let pins = guards::pins(&mut reader, origin.as_ref().is_none_or(Origin::is_tls));
+    let roots = roots(&mut reader).map(|roots| roots.pinned(pins));
+    let gate = guards::gate(&mut reader, listen, unix.is_some(), hosts.as_ref());
+    let keyring = guards::keyring(&mut reader, &accounts);
+    let admission = guards::admission(&mut reader);
+    let head_timeout = reader.duration("head_timeout");
+    let keep_alive = reader.duration("keep_alive");
+    let core_dumps = guards::core_dumps(&mut reader);
     reader.value("store", values::store);
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
@@ -170,12 +181,23 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
         }
         let connect_timeout = connect_timeout?;
         Some(Config {
-            server: server::Config { listen: listen?, tls_listen, workers: workers?, max_head: max_head? },
+            server: server::Config {
+                listen: listen?,
+                unix,
+                tls_listen,
+                workers: workers?,
+                max_head: max_head?,
+                head_timeout: head_timeout?,
+                keep_alive: keep_alive?,
+            },
             proxy: proxy::Config {
                 max_body: max_body?,
                 replay_limit: replay_limit?,
                 replay_budget: replay_budget?,
                 token_wait: token_wait?,
+                gate,
+                keyring,
+                admission: admission?,
             },
             upstream: proxy::upstream::Config {
                 origin: origin.clone(),
@@ -191,6 +213,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             admin: admin::Config { listen: admin_listen? },
             telemetry: telemetry?,
             grace_period: grace_period?,
+            core_dumps,
             warnings: Vec::new(),
         })
     })();
@@ -206,9 +229,18 @@ fn warn(config: &mut Config) {
     let listeners = [("listen", Some(config.server.listen)), ("tls_listen", config.server.tls_listen)];
     for (key, listen) in listeners {
         let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else { continue };
+        if config.proxy.keyring.is_some() {
+            if key == "listen" {
+                config.warnings.push(format!(
+                    "{key} = {listen} is reachable from other machines, and client keys cross the network in clear; keep \
+                     it where nobody can listen in, or let apps call tls_listen"
+                ));
+            }
+            continue;
+        }
         config.warnings.push(format!(
             "{key} = {listen} is reachable from other machines, and whoever reaches it can act as the account; \
-             keep it on 127.0.0.1 unless a firewall or a network policy guards the port"
+             keep it on 127.0.0.1 unless a firewall or a network policy guards the port, or ask for keys (client_keys_file)"
         ));
     }
     config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
@@ -234,12 +266,14 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
+    let lists = Lists::read(reader, &values, None);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, endpoint));
+        accounts.extend(account(reader, &values, None, endpoint, &lists));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), endpoint) else { continue };
+        let lists = Lists::read(reader, table, Some(&lists));
+        let Some((account, at)) = account(reader, table, Some(place), endpoint, &lists) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -261,6 +295,7 @@ fn account(
     table: &Table,
     begins: Option<&Place>,
     inherited: Endpoint,
+    lists: &Lists,
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -277,7 +312,8 @@ fn account(
     };
     let (appid, place): (AppId, Place) = appid?;
     let (secret, secret_origin) = secret?;
-    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+    let terms = lists.terms();
+    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint?, terms }, place))
 }
 
 fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {

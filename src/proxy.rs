@@ -1,18 +1,20 @@
 //! THE WAY: what happens to a request, in what order. The data plane's front page.
 //!
-//! `accept → record → route → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
+//! `accept → record → gate → route → admit → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
 //!
-//! `Proxy::exchange` reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
-//! [`call`] holds the body, [`credential`] and [`inject`] write it, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
+//! `Proxy::exchange` reads from top to bottom. The steps: [`gate`] turns away who has no business here, [`route`] says
+//! whose credential and where it goes, [`admission`] gives the call its turn and its place, [`call`] holds the body, [`credential`] and [`inject`] write it, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
 //! token, [`reply`] carries the answer back, [`record`] writes the line. [`answer`] is for what is never forwarded.
 //!
 //! A call goes upstream twice only because WeChat said that the token it carried was bad (40001, 40014, 42001).
 //! Never because of a timeout, a reset or -1: a message sent twice is worse than an error.
 
+pub mod admission;
 pub mod answer;
 pub mod call;
 pub mod chronic;
 pub mod credential;
+pub mod gate;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
@@ -29,9 +31,12 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::clients::{KEY_HEADER, Keyring};
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
+use crate::proxy::admission::{Admission, Capacity};
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
 use crate::proxy::chronic::Chronic;
+use crate::proxy::gate::Gate;
 use crate::proxy::inspect::{Inspector, Verdict};
 use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
@@ -39,6 +44,7 @@ use crate::proxy::reply::Outbound;
 use crate::proxy::route::{Action, Route, Routes, SecretForm};
 use crate::proxy::upstream::{NotAnswered, Reply, Upstream};
 use crate::server::{Connection, Handler};
+use crate::slots::Slot;
 use crate::token::Token;
 use crate::token::keeper::{Refresh, Refusal, Said};
 
@@ -53,10 +59,18 @@ pub struct Config {
     pub replay_budget: u64,
     /// The longest a call waits for a token.
     pub token_wait: Duration,
+    /// Whom to listen to.
+    pub gate: gate::Config,
+    /// Who may call, if that is asked.
+    pub keyring: Option<Keyring>,
+    /// How much may go on at once.
+    pub admission: admission::Config,
 }
 
 /// One worker's proxy: the routes, its own way to WeChat, and the limits.
 pub struct Proxy {
+    gate: Gate,
+    admission: Admission,
     routes: Routes,
     upstream: Upstream,
     limits: Limits,
@@ -74,6 +88,10 @@ enum Answer {
 impl Handler for Proxy {
     type Body = Outbound;
 
+    fn place(&self) -> Result<Option<Slot>, Failure> {
+        self.admission.connection().map(Some)
+    }
+
     async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Response<Outbound> {
         let mut record = Record::open(&request);
         let http10 = request.version() < Version::HTTP_11;
@@ -89,9 +107,15 @@ impl Handler for Proxy {
 }
 
 impl Proxy {
-    /// A worker's proxy. `budget` is shared by all of them.
+    /// A worker's proxy. `budget` and `capacity` are shared by all of them.
     #[must_use]
-    pub fn new(config: &Config, routes: Routes, upstream: Upstream, budget: ReplayBudget) -> Self {
+    pub fn new(
+        config: &Config,
+        routes: Routes,
+        upstream: Upstream,
+        budget: ReplayBudget,
+        capacity: Capacity,
+    ) -> Self {
         let limits = Limits {
             max_body: config.max_body,
             replay_limit: config.replay_limit,
@@ -99,7 +123,10 @@ impl Proxy {
             budget,
         };
         let host = upstream.config().origin.host_header();
-        Self { routes, upstream, limits, token_wait: config.token_wait, host, chronic: Chronic::default() }
+        let (gate, routes) = (Gate::new(config.gate.clone()), routes.for_clients(config.keyring.clone()));
+        let admission = Admission::new(config.admission.clone(), capacity);
+        let (token_wait, chronic) = (config.token_wait, Chronic::default());
+        Self { gate, admission, routes, upstream, limits, token_wait, host, chronic }
     }
 
     /// The way to WeChat, for the sweep of idle connections.
@@ -111,22 +138,31 @@ impl Proxy {
     /// Carries one request to WeChat and the reply back.
     async fn exchange(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         connection: &Connection,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
-        // route: whose credential, and where it goes.
+        // gate: whether to listen at all.
         route::one_host(request.version(), request.headers())?;
+        self.gate.admit(&mut request, !connection.is_tls())?;
+
+        // route: whose credential, and where it goes.
         if connection.is_tls() {
             self.routes.check_host(request.uri(), request.headers())?;
         }
-        let mut route = self.routes.find(request.method(), request.uri())?;
+        let mut route = self.routes.find_for(request.method(), request.uri(), request.headers())?;
         record.account(route.account.appid());
+        record.client(route.client.as_ref());
         match route.action {
             Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
             Action::AnswerUnknownAppid => return Ok(Answer::Ours(answer::unknown_appid())),
             Action::AppendToken | Action::AppendSecret(_) | Action::KeepUserToken => {}
         }
+
+        // admit: its turn, and its place among the calls under way.
+        request.headers_mut().remove(KEY_HEADER);
+        let place = self.admission.enter(route.account, request.method(), route.target.path()).await?;
+        record.place = Some(place);
 
         // hold: the body is kept while it goes out, or held whole if it has no length.
         let mut call = match route.action {
@@ -134,7 +170,11 @@ impl Proxy {
                 let (head, body) = request.into_parts();
                 let body = read_small(body, credential::MAX_SECRET_BODY, self.limits.idle_timeout).await?;
                 match credential::into_body(&self.routes, &mut route, &body)? {
-                    Some(body) => Call::of(head, body, &self.host, &self.limits),
+                    Some(body) => {
+                        // It may have named another account, on other terms.
+                        route.check(&head.method)?;
+                        Call::of(head, body, &self.host, &self.limits)
+                    }
                     None => return Ok(Answer::Ours(answer::unknown_appid())),
                 }
             }
@@ -293,7 +333,7 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let body = read_small(body, answer::MAX_TOKEN_REQUEST, self.limits.idle_timeout).await?;
         let query = route.target.query().unwrap_or_default();
-        Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &body))
+        Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &head.headers, &body))
     }
 }
 

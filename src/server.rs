@@ -7,6 +7,8 @@
 
 pub mod entry;
 pub mod framing;
+mod listener;
+pub mod local;
 mod wordless;
 
 use std::cell::Cell;
@@ -26,26 +28,37 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
+use crate::error::Failure;
 use crate::server::entry::{Entry, Opened};
-use crate::server::framing::Guarded;
+use crate::server::framing::{Guarded, Patience};
+use crate::server::listener::{Accepted, Accepting, say};
+use crate::slots::Slot;
+
+pub use crate::server::listener::Listener;
 
 /// Where and with how many workers calls are accepted.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The address apps call. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The Unix socket apps call instead of that address.
+    pub unix: Option<local::Config>,
     /// The address apps call as if it were WeChat's own, over TLS. Port 0 takes a free one.
     pub tls_listen: Option<SocketAddr>,
     /// Worker threads, each with its own runtime, listener and upstream connections.
     pub workers: NonZeroUsize,
     /// The largest request head, in bytes; above it the answer is 431.
     pub max_head: usize,
+    /// The longest a request's head may take, from its first byte.
+    pub head_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
 }
 
 /// What one connection may cost.
@@ -55,6 +68,10 @@ pub struct Limits {
     pub max_head: usize,
     /// The longest an app may go without taking any of its reply.
     pub idle_timeout: Duration,
+    /// The longest a request's head may take, from its first byte.
+    pub head_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
 }
 
 /// How far a stop has come. Only ever moves forward.
@@ -80,6 +97,14 @@ pub trait Handler: 'static {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> impl Future<Output = Response<Self::Body>>;
+
+    /// A place for one more connection, which is given back when the connection ends; `None` if nobody counts them.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    fn place(&self) -> Result<Option<Slot>, Failure> {
+        Ok(None)
+    }
 }
 
 /// What a handler may know and ask of the connection a request came on.
@@ -108,9 +133,12 @@ impl Connection {
     }
 }
 
-/// An idle client connection is kept this long, and a head must have come whole by then. nginx's default; longer
-/// than the pools of the SDKs keep theirs, so that they close first and no call meets a closing connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// What an idle connection gets by default: nginx's; longer than the pools of the SDKs keep theirs, so that they close
+/// first and no call meets a closing connection.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// What a head gets by default, which in a machine takes milliseconds.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// hyper's read buffer per connection. Left alone it adapts up to 400 KiB, which one big upload would make every
 /// worker keep (`perf.md`: +12 to +32 MiB for one stream).
@@ -163,24 +191,31 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
 /// # Errors
 /// Only when the listener cannot be handed to the runtime.
 pub async fn serve<H: Handler>(
-    listener: std::net::TcpListener,
+    listener: impl Into<Listener>,
     entry: Entry,
     handler: Rc<H>,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let listener = Accepting::new(listener.into())?;
     let mut connections = JoinSet::new();
-    let take = |connections: &mut JoinSet<()>, stream: TcpStream| {
-        // A small reply must not wait for the app's acknowledgement of the last one.
-        let _ = stream.set_nodelay(true);
+    let turned_away = Rc::new(Cell::new(0));
+    let take = |connections: &mut JoinSet<()>, stream: Accepted| {
+        let place = match listener.check_peer(&stream).and_then(|()| handler.place()) {
+            Ok(place) => place,
+            Err(failure) => return turn_away(connections, stream, &entry, &failure, &turned_away),
+        };
         let (handler, phase) = (Rc::clone(&handler), phase.clone());
-        match &entry {
-            Entry::Http => {
-                connections.spawn_local(serve_connection(stream, handler, limits, phase));
+        match (stream, &entry) {
+            (Accepted::Tcp(stream), Entry::Http) => {
+                connections.spawn_local(placed(place, serve_connection(stream, handler, limits, phase)));
             }
-            entry => {
-                connections.spawn_local(open_connection(stream, entry.clone(), handler, limits, phase));
+            (Accepted::Tcp(stream), entry) => {
+                let opening = open_connection(stream, entry.clone(), handler, limits, phase);
+                connections.spawn_local(placed(place, opening));
+            }
+            (Accepted::Unix(stream), _) => {
+                connections.spawn_local(placed(place, serve_connection(stream, handler, limits, phase)));
             }
         }
     };
@@ -192,7 +227,7 @@ pub async fn serve<H: Handler>(
             biased;
             _ = &mut draining => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     starved = false;
                     take(&mut connections, stream);
                 }
@@ -202,7 +237,7 @@ pub async fn serve<H: Handler>(
         }
     }
     // Who stands in the queue has been told "connected" by the kernel: closing now would reset them.
-    while let Some(Ok((stream, _))) = try_accept(&listener).await {
+    while let Some(Ok(stream)) = try_accept(&listener).await {
         take(&mut connections, stream);
     }
     drop(listener);
@@ -215,12 +250,46 @@ pub async fn serve<H: Handler>(
 }
 
 /// The next connection of the queue, if one is there now.
-async fn try_accept(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+async fn try_accept(listener: &Accepting) -> Option<io::Result<Accepted>> {
     tokio::select! {
         biased;
         accepted = listener.accept() => Some(accepted),
         () = tokio::task::yield_now() => None,
     }
+}
+
+/// Keeps a connection's place until it has ended.
+async fn placed(place: Option<Slot>, connection: impl Future<Output = ()>) {
+    connection.await;
+    drop(place);
+}
+
+/// Most connections of a listener that are being told that there is no place for them. One more is just closed: saying
+/// no must not cost what saying yes would.
+const MOST_TURNED_AWAY: usize = 64;
+
+/// Tells a connection why it is not served, and ends it.
+fn turn_away(
+    connections: &mut JoinSet<()>,
+    stream: Accepted,
+    entry: &Entry,
+    failure: &Failure,
+    turned_away: &Rc<Cell<usize>>,
+) {
+    tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
+    // Where TLS comes first, words would not be understood.
+    if turned_away.get() >= MOST_TURNED_AWAY || matches!(entry, Entry::Tls(_)) {
+        return;
+    }
+    turned_away.set(turned_away.get() + 1);
+    let (text, turned_away) = (failure.to_bytes(), Rc::clone(turned_away));
+    connections.spawn_local(async move {
+        match stream {
+            Accepted::Tcp(stream) => say(stream, &text).await,
+            Accepted::Unix(stream) => say(stream, &text).await,
+        }
+        turned_away.set(turned_away.get() - 1);
+    });
 }
 
 /// A connection that was gone before it was taken is no news. Anything else is mostly a lack of file descriptors,
@@ -246,7 +315,7 @@ async fn open_connection<H: Handler>(
     mut phase: watch::Receiver<Phase>,
 ) {
     let opened = {
-        let mut opening = pin!(entry::open(stream, &entry));
+        let mut opening = pin!(entry::open(stream, &entry, limits));
         tokio::select! {
             biased;
             opened = &mut opening => opened,
@@ -271,7 +340,8 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
-    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout));
+    let patience = Patience { head: limits.head_timeout, idle: limits.keep_alive };
+    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout), patience);
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
@@ -280,7 +350,8 @@ async fn serve_connection<S: Wire, H: Handler>(
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // The guard knows more: whether a head has begun.
+        .header_read_timeout(None)
         .max_header_size(limits.max_head)
         .max_buf_size(READ_BUFFER.max(limits.max_head + HEAD_SLACK))
         .preserve_header_case(true)
@@ -438,30 +509,40 @@ trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Whether they are encrypted.
     const TLS: bool;
 
-    /// The socket at the bottom.
-    fn tcp(&self) -> &TcpStream;
+    /// The socket at the bottom, if it is one that can be reset.
+    fn tcp(&self) -> Option<&TcpStream>;
 }
 
 impl Wire for TcpStream {
     const TLS: bool = false;
 
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Wire for UnixStream {
+    const TLS: bool = false;
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
     }
 }
 
 impl Wire for TlsStream<TcpStream> {
     const TLS: bool = true;
 
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
     }
 }
 
 impl<S: Wire> Drop for AppSocket<S> {
     fn drop(&mut self) {
-        if self.connection.0.reset.get() {
-            let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+        if self.connection.0.reset.get()
+            && let Some(tcp) = self.stream.tcp()
+        {
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! How we trust WeChat: one rustls client configuration, for calls and for token fetches alike.
 //!
-//! Roots are Mozilla's, built in (webpki-roots), so that an empty image works; a file may add others. Names are
-//! always verified and there is no switch that says otherwise. The provider is ring: aws-lc's first use costs
+//! Roots are Mozilla's, built in (webpki-roots), so that an empty image works; a file may add others, and [`pins`] may ask
+//! for more than a chain. Names are always verified and there is no switch that says otherwise. The provider is ring: aws-lc's first use costs
 //! about 45 ms of entropy collection, ring 9 ms to the first answer (`perf.md`).
+
+pub mod pins;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +13,15 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-/// Roots to trust beside Mozilla's.
+use pins::{Pinned, Pins};
+
+/// Roots to trust beside Mozilla's, and the keys that a server must have besides, if any are pinned.
 #[derive(Clone, Default)]
-pub struct ExtraRoots(Vec<CertificateDer<'static>>);
+pub struct ExtraRoots(Vec<CertificateDer<'static>>, Pins);
 
 impl std::fmt::Debug for ExtraRoots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ExtraRoots({})", self.0.len())
+        write!(f, "ExtraRoots({}, {:?})", self.0.len(), self.1)
     }
 }
 
@@ -45,7 +49,13 @@ impl ExtraRoots {
         if roots.is_empty() {
             return Err(format!("{shown} has no certificate in it; give CA certificates in PEM form"));
         }
-        Ok(Self(roots))
+        Ok(Self(roots, Pins::default()))
+    }
+
+    /// The same roots, for a server that must have one of these keys.
+    #[must_use]
+    pub fn pinned(self, pins: Pins) -> Self {
+        Self(self.0, pins)
     }
 }
 
@@ -58,10 +68,17 @@ pub fn client_config(extra: &ExtraRoots) -> Arc<ClientConfig> {
         let _ = roots.add(root.clone());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .unwrap_or_else(|error| unreachable!("ring speaks TLS 1.2 and 1.3: {error}"));
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    let mut config = if extra.1.is_empty() {
+        config.with_root_certificates(roots).with_no_client_auth()
+    } else {
+        // SECURITY: `dangerous` is rustls's word for any verifier but its own; this one asks that one first.
+        let pinned = Pinned::new(roots, extra.1.clone(), provider)
+            .unwrap_or_else(|error| unreachable!("there are roots: {error}"));
+        config.dangerous().with_custom_certificate_verifier(Arc::new(pinned)).with_no_client_auth()
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
 }

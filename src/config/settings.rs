@@ -4,6 +4,8 @@
 //! Setting `foo_bar` is the flag `--foo-bar`, the variable `WECHAT_SIDECAR_FOO_BAR` and the TOML key `foo_bar`.
 //! SECURITY: a secret is never a flag, because every user of the machine may read a command line.
 
+mod guards;
+
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use std::time::Duration;
 pub const ENV_PREFIX: &str = "WECHAT_SIDECAR_";
 
 /// One setting.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// Its name in a file; the other forms follow from it.
     pub key: &'static str,
@@ -40,12 +42,26 @@ pub enum Kind {
     Path,
     /// An address to listen on.
     Listen,
+    /// The same, or a Unix socket.
+    ListenAnywhere,
     /// A scheme, a host and a port.
     Origin,
     /// An address to connect to.
     Address,
     /// Host names.
     Hosts,
+    /// What may be called, or not.
+    Rules,
+    /// How often.
+    Rates,
+    /// The name of a header and its value.
+    Header,
+    /// A file's permissions, in octal.
+    Mode,
+    /// Numbers of users.
+    Uids,
+    /// Digests of public keys.
+    Pins,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
@@ -112,10 +128,23 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint"];
+pub const ACCOUNT_KEYS: &[&str] =
+    &["appid", "secret", "secret_file", "token_endpoint", "allow", "deny", "rates", "max_account_calls"];
 
 /// Every setting, in the order people read about them.
-pub static SETTINGS: &[Setting] = &[
+pub static SETTINGS: &[Setting] = &joined::<{ FIRST.len() + guards::GUARDS.len() }>(FIRST, guards::GUARDS);
+
+const fn joined<const N: usize>(first: &[Setting], then: &[Setting]) -> [Setting; N] {
+    let mut all = [first[0]; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < first.len() { first[at] } else { then[at - first.len()] };
+        at += 1;
+    }
+    all
+}
+
+const FIRST: &[Setting] = &[
     Setting {
         key: "appid",
         value: "APPID",
@@ -146,9 +175,9 @@ pub static SETTINGS: &[Setting] = &[
     Setting {
         key: "listen",
         value: "ADDRESS:PORT",
-        kind: Kind::Listen,
+        kind: Kind::ListenAnywhere,
         default: Fallback::Text("127.0.0.1:7200"),
-        help: "Where your app calls; port 0 takes a free one and the log says which",
+        help: "Where your app calls: an address (port 0 takes a free one, the log says which), or unix:/path",
         forms: Forms::All,
         commands: SERVE,
     },

@@ -29,7 +29,7 @@ const APPID: &str = "appid";
 /// # Errors
 /// The target would be too long for a request line.
 pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
-    let Route { account, action, target } = route;
+    let Route { account, action, target, .. } = route;
     let written = match (action, token) {
         (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
         (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
@@ -136,6 +136,9 @@ pub fn into_body<'a>(
     let named = named.filter(|appid| !appid.is_empty());
     if let Some(appid) = &named {
         let Some(account) = routes.account(appid) else { return Ok(None) };
+        if route.client.as_ref().is_some_and(|client| !client.may_be(account.appid())) {
+            return Ok(None);
+        }
         let in_query = param(&route.target, APPID).filter(|appid| !appid.is_empty());
         if in_query.is_some_and(|in_query| in_query != *appid) {
             return Err(route::two_appids());

@@ -3,14 +3,17 @@
 //!
 //! SECURITY: of a query only the keys are written, never a value (`peers.md` 5, 15).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode};
 use tokio::time::Instant;
 
+use crate::clients::Client;
 use crate::credentials::AppId;
 use crate::error::Cause;
+use crate::proxy::admission::Place;
 use crate::proxy::inject;
 use crate::telemetry::ACCESS;
 
@@ -28,6 +31,8 @@ pub struct Record {
     pub attempts: u32,
     /// What WeChat said of the token, if it refused it: the first refusal's errcode.
     pub refused: Option<i64>,
+    /// The call's place among those under way; free again when the record closes.
+    pub place: Option<Place>,
     head: Option<(StatusCode, Duration)>,
     cause: Option<Cause>,
     cut: Option<Cause>,
@@ -39,6 +44,7 @@ struct Line {
     method: Method,
     target: Option<PathAndQuery>,
     account: Option<AppId>,
+    client: Option<Arc<Client>>,
 }
 
 impl Record {
@@ -50,6 +56,7 @@ impl Record {
                 method: request.method().clone(),
                 target: request.uri().path_and_query().cloned(),
                 account: None,
+                client: None,
             })
         });
         Self {
@@ -59,6 +66,7 @@ impl Record {
             token_wait: Duration::ZERO,
             attempts: 0,
             refused: None,
+            place: None,
             head: None,
             cause: None,
             cut: None,
@@ -70,6 +78,13 @@ impl Record {
     pub fn account(&mut self, appid: &AppId) {
         if let Some(line) = &mut self.line {
             line.account = Some(appid.clone());
+        }
+    }
+
+    /// Who calls, where that is asked.
+    pub fn client(&mut self, client: Option<&Arc<Client>>) {
+        if let Some(line) = &mut self.line {
+            line.client = client.cloned();
         }
     }
 
@@ -111,6 +126,7 @@ impl Drop for Record {
         tracing::info!(
             target: ACCESS,
             account = line.account.as_ref().map_or("-", AppId::as_str),
+            client = line.client.as_ref().map(|client| client.name()),
             method = line.method.as_str(),
             path = %path.escape_default(),
             keys,

@@ -10,15 +10,20 @@
 //! that breaks a rule it hands out poison instead and then nothing more. hyper acts on a head only once it is
 //! complete, and rules break at its last byte at the latest: so hyper answers 400 by itself and hangs up. In the
 //! framing of a chunked body, the body ends with an error.
+//!
+//! And an app that brings no head for too long, or not all of one, is let go ([`Patience`]).
 
 use std::cell::Cell;
 use std::fmt;
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 /// What hyper reads in place of a byte that breaks a rule.
 ///
@@ -60,12 +65,61 @@ pub struct Guarded<T> {
     framing: Framing,
     /// What hyper is still to get of [`POISON`], once a rule was broken.
     poison: Option<&'static [u8]>,
+    patience: Patience,
+    /// By when the next head must begin, or end. Runs while hyper waits for one.
+    due: Option<(Awaited, Pin<Box<Sleep>>)>,
+}
+
+/// How long an app may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a head, from its first byte to its last.
+    pub head: Duration,
+    /// Before one.
+    pub idle: Duration,
+}
+
+/// What hyper waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// The first byte of a head.
+    Beginning,
+    /// The rest of one.
+    Rest,
+    /// More of a body. `idle_timeout` watches that.
+    Body,
 }
 
 impl<T> Guarded<T> {
     /// Guards a connection that nothing was read from yet.
-    pub fn new(io: T) -> Self {
-        Self { io, framing: Framing::new(), poison: None }
+    pub fn new(io: T, patience: Patience) -> Self {
+        Self { io, framing: Framing::new(), poison: None, patience, due: None }
+    }
+
+    /// Nothing has come. hyper reads where a head is due, or more of a body; while it answers it does not read.
+    ///
+    /// SECURITY: a head's time counts from its first byte and no further byte prolongs it, or an app that sends one a
+    /// minute would hold a connection for ever.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let awaited = self.framing.awaited();
+        let timeout = match awaited {
+            Awaited::Beginning => self.patience.idle,
+            Awaited::Rest => self.patience.head,
+            Awaited::Body => {
+                self.due = None;
+                return Poll::Pending;
+            }
+        };
+        if self.due.as_ref().is_none_or(|(of, _)| *of != awaited) {
+            self.due = Some((awaited, Box::pin(tokio::time::sleep(timeout))));
+        }
+        if let Some((_, due)) = &mut self.due {
+            ready!(due.as_mut().poll(cx));
+        }
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the app has sent no whole head for too long",
+        )))
     }
 
     /// The connection itself.
@@ -87,6 +141,7 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
             return Poll::Ready(Ok(()));
         }
 
+        let heads = this.framing.heads;
         let mut buffer = BUFFER.take();
         if buffer.is_empty() {
             buffer.resize(SCRATCH, 0);
@@ -107,6 +162,13 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
             }
         }
         BUFFER.set(buffer);
+        if polled.is_pending() {
+            return this.wait(cx);
+        }
+        // A head that is whole begins a new time for the next, of which some may be here already.
+        if this.framing.heads != heads || this.framing.awaited() != Awaited::Rest {
+            this.due = None;
+        }
         polled
     }
 }
@@ -204,6 +266,8 @@ struct Framing {
     http_11: bool,
     /// The fields that are read stand after the chunks.
     in_trailers: bool,
+    /// Heads that are whole.
+    heads: u64,
     length: Option<u64>,
     chunked: bool,
     /// The current field's name, as far as it may be one of the two.
@@ -292,6 +356,7 @@ impl Framing {
             empty_line: false,
             http_11: false,
             in_trailers: false,
+            heads: 0,
             length: None,
             chunked: false,
             name: [0; LONGEST_NAME],
@@ -415,11 +480,14 @@ impl Framing {
                 }
                 Line::Field => State::LineStart,
                 Line::Last if self.in_trailers => self.end_request(),
-                Line::Last if self.chunked => State::SizeStart,
-                Line::Last => match self.length {
-                    None | Some(0) => self.end_request(),
-                    Some(length) => State::Data(length),
-                },
+                Line::Last => {
+                    self.heads += 1;
+                    match self.length {
+                        None if self.chunked => State::SizeStart,
+                        None | Some(0) => self.end_request(),
+                        Some(length) => State::Data(length),
+                    }
+                }
                 Line::Size if self.number > 0 => State::Data(self.number),
                 Line::Size => {
                     self.in_trailers = true;
@@ -540,6 +608,17 @@ impl Framing {
         Ok(())
     }
 
+    /// What has to come next.
+    fn awaited(&self) -> Awaited {
+        match self.state {
+            State::Start | State::LineEnd(Line::Empty) => Awaited::Beginning,
+            State::Method | State::TargetStart | State::Target | State::Version(_) => Awaited::Rest,
+            State::LineStart | State::Name | State::Value(_) if !self.in_trailers => Awaited::Rest,
+            State::LineEnd(Line::Field | Line::Last) if !self.in_trailers => Awaited::Rest,
+            _ => Awaited::Body,
+        }
+    }
+
     /// A request is complete.
     fn end_request(&mut self) -> State {
         *self = Self {
@@ -548,6 +627,7 @@ impl Framing {
                 self.bodies.push(std::mem::take(&mut self.body));
                 std::mem::take(&mut self.bodies)
             },
+            heads: self.heads,
             ..Self::new()
         };
         State::Start
