@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use crate::rig::{APPID, RawUpstream, Reply, Sidecar, within};
+use crate::wechat_process::Process;
+use crate::wechat_rig::Wechat;
 
 const KEY: &str = "key-of-the-shop-0123456789";
 const NARROW: &str = "key-of-the-mailer-9876543210";
@@ -175,4 +177,44 @@ async fn a_changed_file_counts_without_a_restart() {
     })
     .await;
     assert_eq!(with(KEY).await, "client-key", "and the old key has gone");
+}
+
+#[tokio::test]
+async fn no_key_and_no_placeholder_made_from_one_is_in_a_log_at_any_level() {
+    let (wechat, keys) = (Wechat::plain().await, Keys::new());
+    let path = keys.path();
+    let more = ["--client-keys-file", path.to_str().unwrap(), "--log", "trace"];
+    let process = Process::start(&wechat, &more).await;
+    process.app.until_ready().await;
+    let target = format!("/cgi-bin/token?grant_type=client_credential&appid={APPID}&secret={KEY}");
+    let token = process.app.get(&target).await;
+    let placeholder = token.json()["access_token"].as_str().unwrap().to_owned();
+    let (_, tag) = placeholder.split_once("_key-").unwrap();
+    let header = |key: &str| {
+        let request =
+            process.app.request(http::Method::GET, "/cgi-bin/user/get").header("x-wechat-sidecar-key", key);
+        process.app.send(request.body(Default::default()).unwrap())
+    };
+    header(KEY).await.assert_ok();
+    process.app.get(&format!("/cgi-bin/user/get?access_token={placeholder}")).await.assert_ok();
+    process.app.get(&format!("/sns/jscode2session?js_code=c&secret={KEY}")).await.assert_ok();
+    for refused in [
+        header("wrong-0123456789abcdef").await,
+        process.app.get(&format!("/cgi-bin/user/get?access_token={placeholder}x")).await,
+        process.app.get(&format!("/cgi-bin/user/get?secret={KEY}")).await,
+    ] {
+        assert_eq!(refused.ours(), Some("client-key"));
+        assert!(!refused.text().contains(KEY) && !refused.text().contains(tag), "{refused:?}");
+    }
+    keys.write(&format!("{KEY} nobody\n"));
+    process.until_logged("client_keys_file stays as it was").await;
+    process.signal("-TERM");
+    let (_, log) = process.end().await;
+    for secret in [KEY, NARROW, tag, "wrong-0123456789abcdef"] {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+    assert!(
+        log.contains("client=line 1") || log.contains("client=\"line 1\""),
+        "a line says whose key it was: {log}"
+    );
 }
