@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, header};
+use zeroize::Zeroizing;
 
 use crate::clients::KEY_HEADER;
 use crate::proxy::route::Routes;
@@ -34,6 +35,7 @@ pub fn token(
     let Some(appid) = asked.param("appid") else { return error(41002, "appid missing") };
     // Any secret will do: it is ours that counts. None at all is a mistake WeChat would name, too.
     let Some(secret) = asked.param("secret") else { return error(41004, "appsecret missing") };
+    let secret = Zeroizing::new(secret);
     let account = routes.account(&appid);
     let Some(clients) = routes.clients() else {
         return account.map_or_else(unknown_appid, |account| placeholder(account.placeholder()));

@@ -165,7 +165,10 @@ fn a_required_header_is_one_that_only_the_app_would_send() {
 fn pins_want_a_backup_and_tls() {
     const ONE: &str = "sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
     const TWO: &str = "sha256/LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=";
-    assert!(run(&format!("--upstream-pins {ONE},{TWO}"), &ENOUGH).warnings.is_empty());
+    let config = run(&format!("--upstream-pins {ONE},{TWO}"), &ENOUGH);
+    assert!(config.warnings.is_empty());
+    let (calls, fetches) = (format!("{:?}", config.upstream.roots), format!("{:?}", config.source.roots));
+    assert!(calls == fetches && calls.contains("Pins([["), "calls and fetches alike: {calls}");
     let warnings = run(&format!("--upstream-pins {ONE}"), &ENOUGH).warnings;
     contains(&warnings.concat(), &["upstream_pins (flag --upstream-pins) has one pin", "add a backup"]);
     contains(&refused("--upstream-pins sha1/abcd", &ENOUGH), &["upstream_pins", "sha256/"]);
