@@ -14,7 +14,7 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
+//! [`deadline`], [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
 //! as far as we know it, for tests and laptops.
 
 pub mod account;
@@ -23,6 +23,7 @@ pub mod app;
 pub mod ca;
 pub mod config;
 pub mod credentials;
+pub mod deadline;
 pub mod error;
 pub mod hosts;
 pub mod origin;

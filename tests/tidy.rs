@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
         "body",
         "ca",
         "credentials",
+        "deadline",
         "error",
         "hosts",
         "metrics",
