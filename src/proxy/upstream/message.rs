@@ -55,7 +55,7 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     let length = match reply.parse(bytes) {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) if bytes.len() > MAX_HEAD => return Err("its head is larger than 64 KiB"),
-        Ok(Status::Partial) => return whole_lines(bytes).map(|()| Head::Partial),
+        Ok(Status::Partial) => return whole_lines(bytes, 0).map(|()| Head::Partial),
         Err(httparse::Error::TooManyHeaders) => return Err("it has more than 100 headers"),
         Err(httparse::Error::Version) => return Err("its version is not HTTP/1.1"),
         Err(httparse::Error::Status) => return Err("its status line is not one"),
@@ -64,7 +64,7 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     if length > MAX_HEAD {
         return Err("its head is larger than 64 KiB");
     }
-    whole_lines(&bytes[..length])?;
+    whole_lines(&bytes[..length], 0)?;
     let (Some(code), Some(version)) = (reply.code, reply.version) else {
         return Err("its status line is not one");
     };
@@ -112,9 +112,13 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     Ok(Head::Final(Final { length, head, decoder, is_kept }))
 }
 
-/// Whether every line ends with CR LF, as far as they have come.
-fn whole_lines(bytes: &[u8]) -> Result<(), Malformed> {
-    match memchr::memchr_iter(b'\n', bytes).all(|at| at > 0 && bytes[at - 1] == b'\r') {
+/// Whether every line that ends at or behind `from` ends with CR LF.
+///
+/// # Errors
+/// One does not.
+pub(super) fn whole_lines(bytes: &[u8], from: usize) -> Result<(), Malformed> {
+    let mut ends = memchr::memchr_iter(b'\n', &bytes[from..]).map(|at| from + at);
+    match ends.all(|at| at > 0 && bytes[at - 1] == b'\r') {
         true => Ok(()),
         false => Err("its head has a line that does not end with CR LF"),
     }

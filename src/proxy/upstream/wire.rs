@@ -189,7 +189,7 @@ impl HeadReader {
             // A head that comes byte by byte is read again only where it may have ended.
             let from = known.saturating_sub(3);
             if self.part.len() <= MAX_HEAD && memchr::memmem::find(&self.part[from..], b"\n\r\n").is_none() {
-                return Ok(None);
+                return message::whole_lines(&self.part, known).map(|()| None);
             }
         }
         let mut rest = if known > 0 { &self.part[..] } else { came };
