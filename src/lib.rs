@@ -14,8 +14,9 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`policy`], [`rates`], [`slots`], [`clients`], [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`],
-//! [`telemetry`], [`signal`], [`harden`]. [`sim`] is WeChat itself, as far as we know it, for tests and laptops.
+//! [`deadline`], [`policy`], [`rates`], [`slots`], [`clients`], [`error`], [`credentials`], [`origin`], [`hosts`],
+//! [`tls`], [`ca`], [`telemetry`], [`signal`], [`harden`]. [`sim`] is WeChat itself, as far as we know it, for tests and
+//! laptops.
 
 pub mod account;
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod ca;
 pub mod clients;
 pub mod config;
 pub mod credentials;
+pub mod deadline;
 pub mod error;
 pub mod harden;
 pub mod hosts;

@@ -15,6 +15,7 @@ pub mod call;
 pub mod chronic;
 pub mod credential;
 pub mod gate;
+pub mod head;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
@@ -25,18 +26,18 @@ pub mod upstream;
 
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use crate::clients::{KEY_HEADER, Keyring};
+use crate::clients::Keyring;
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::proxy::admission::{Admission, Capacity};
-use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
+use crate::proxy::call::{Call, Heading, Limits, ReplayBudget, read_small};
 use crate::proxy::chronic::Chronic;
 use crate::proxy::gate::Gate;
+use crate::proxy::inject::Target;
 use crate::proxy::inspect::{Inspector, Verdict};
 use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
@@ -138,13 +139,13 @@ impl Proxy {
     /// Carries one request to WeChat and the reply back.
     async fn exchange(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         connection: &Connection,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         // gate: whether to listen at all.
         route::one_host(request.version(), request.headers())?;
-        self.gate.admit(&mut request, !connection.is_tls())?;
+        self.gate.admit(&request, !connection.is_tls())?;
 
         // route: whose credential, and where it goes.
         if connection.is_tls() {
@@ -160,11 +161,14 @@ impl Proxy {
         }
 
         // admit: its turn, and its place among the calls under way.
-        request.headers_mut().remove(KEY_HEADER);
         let place = self.admission.enter(route.account, request.method(), route.target.path()).await?;
         record.place = Some(place);
 
         // hold: the body is kept while it goes out, or held whole if it has no length.
+        // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
+        let identity = route.action != Action::KeepUserToken;
+        let raw = connection.take_head();
+        let heading = Heading { raw: &raw, host: &self.host, private: self.gate.private(), identity };
         let mut call = match route.action {
             Action::AppendSecret(SecretForm { body: true, .. }) => {
                 let (head, body) = request.into_parts();
@@ -173,24 +177,19 @@ impl Proxy {
                     Some(body) => {
                         // It may have named another account, on other terms.
                         route.check(&head.method)?;
-                        Call::of(head, body, &self.host, &self.limits)
+                        Call::of(head, body, heading, &self.limits)
                     }
                     None => return Ok(Answer::Ours(answer::unknown_appid())),
                 }
             }
-            _ => Call::hold(request, &self.host, &self.limits).await?,
+            _ => Call::hold(request, heading, &self.limits).await?,
         };
-        if route.action != Action::KeepUserToken && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
-            // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
-            call.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
         // inject, forward.
         let target = credential::write(&route, token.as_ref())?;
-        let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
+        let mut reply = self.forward(&call, &target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
         let Some(token) = token else { return Ok(answered(reply, &route, record)) };
@@ -227,7 +226,7 @@ impl Proxy {
             return Ok(answered(reply, &route, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
-        match self.forward(&call, target, record).await {
+        match self.forward(&call, &target, record).await {
             Ok(mut second) => {
                 match self.inspect(&route, &mut second, record).await? {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
@@ -269,21 +268,14 @@ impl Proxy {
         })
     }
 
-    async fn forward(
-        &self,
-        call: &Call,
-        target: PathAndQuery,
-        record: &mut Record,
-    ) -> Result<Reply, NotAnswered> {
+    async fn forward(&self, call: &Call, target: &Target, record: &mut Record) -> Result<Reply, NotAnswered> {
         let sent_at = Instant::now();
         let outcome = self.upstream.send(call.with(target), &call.progress()).await;
         record.upstream += sent_at.elapsed();
         if !matches!(outcome, Err(NotAnswered { sent: false, .. })) {
             record.attempts += 1;
         }
-        let mut reply = outcome?;
-        call::strip_hop_by_hop(&mut reply.head.headers);
-        Ok(reply)
+        outcome
     }
 
     /// Looks at no more of the reply than it takes to know that it is no refusal.
@@ -293,7 +285,7 @@ impl Proxy {
         reply: &mut Reply,
         record: &mut Record,
     ) -> Result<Verdict, Failure> {
-        if !inspect::can_be_refusal(reply.body.size_hint().exact(), &reply.head.headers) {
+        if !inspect::can_be_refusal(reply.body.size_hint().exact(), reply.head.is_encoded) {
             return Ok(Verdict::Clean);
         }
         let looked_at = Instant::now();
@@ -304,7 +296,7 @@ impl Proxy {
             match reply.body.look().await {
                 Ok(Some(piece)) => {
                     length += piece.len();
-                    match inspector.push(&piece) {
+                    match inspector.push(piece) {
                         Verdict::Undecided => {}
                         // Only at the top level, so far: `base_resp` is read when all of it is there.
                         Verdict::Clean if device && length <= inspect::PREFIX => {}
@@ -340,7 +332,7 @@ impl Proxy {
 /// WeChat's reply, with what it may echo of the account's credentials still to be masked.
 fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
     if record.attempts > 1 {
-        reply.head.headers.insert(ATTEMPTS_HEADER, HeaderValue::from(record.attempts));
+        reply.head.set(ATTEMPTS_HEADER.as_str(), &record.attempts.to_string());
     }
     Answer::WeChats(reply, Mask::new(route.account))
 }

@@ -9,9 +9,10 @@ pub mod entry;
 pub mod framing;
 mod listener;
 pub mod local;
+pub mod spliced;
 mod wordless;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -25,19 +26,20 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
+use crate::deadline::Deadline;
 use crate::error::Failure;
 use crate::server::entry::{Entry, Opened};
-use crate::server::framing::{Guarded, Patience};
+use crate::server::framing::{Guarded, Heads, Patience};
 use crate::server::listener::{Accepted, Accepting, say};
+use crate::server::spliced::Lines;
 use crate::slots::Slot;
 
 pub use crate::server::listener::Listener;
@@ -117,6 +119,11 @@ struct State {
     reset: Cell<bool>,
     draining: Cell<bool>,
     tls: Cell<bool>,
+    heads: Heads,
+    /// The head of the request that is answered.
+    head: RefCell<Vec<u8>>,
+    /// The lines of the reply that hyper is about to write.
+    lines: RefCell<Option<Lines>>,
 }
 
 impl Connection {
@@ -124,6 +131,18 @@ impl Connection {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.tls.get()
+    }
+
+    /// The head of the request that is answered, byte for byte. It is there once.
+    #[must_use]
+    pub fn take_head(&self) -> Vec<u8> {
+        self.0.head.take()
+    }
+
+    /// Gives the reply that is about to be returned these lines in place of those hyper writes for it; only what
+    /// concerns framing and the connection stays hyper's.
+    pub fn answer_with(&self, lines: Lines) {
+        self.0.lines.replace(Some(lines));
     }
 
     /// Ends the connection with a reset instead of a clean close. A reply without a length whose end is the end of
@@ -340,21 +359,23 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
+    let heads = connection.0.heads.clone();
     let patience = Patience { head: limits.head_timeout, idle: limits.keep_alive };
-    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout), patience);
+    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout), heads, patience);
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
         connection.0.requests.set(connection.0.requests.get() + 1);
+        connection.0.head.replace(connection.0.heads.take().unwrap_or_default());
         async move { Ok::<_, std::convert::Infallible>(handler.handle(request, &connection).await) }
     });
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // The guard knows more: whether a head has begun.
+        // The guard has one of its own, which knows whether a head has begun.
         .header_read_timeout(None)
         .max_header_size(limits.max_head)
         .max_buf_size(READ_BUFFER.max(limits.max_head + HEAD_SLACK))
-        .preserve_header_case(true)
+        // Heads keep their spelling because they go on as they came, and no head is written into a body's buffer.
+        .writev(true)
         // Replies keep the Date WeChat gave them, or none.
         .auto_date_header(false)
         // An app that shuts down its sending side still waits for its answer.
@@ -437,15 +458,24 @@ struct AppSocket<S: Wire> {
     lingering: Option<Lingering>,
     idle_timeout: Duration,
     /// Runs while the app takes nothing of what is written.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// What goes out in place of a wordless refusal of hyper's, and how much of it has.
-    words: Option<(Vec<u8>, usize)>,
+    stalled: Option<Deadline>,
+    /// What goes out in place of the first bytes that hyper wants written.
+    instead: Option<Instead>,
+}
+
+/// A reply's head, or words for a wordless refusal of hyper's.
+#[derive(Debug)]
+struct Instead {
+    text: Vec<u8>,
+    done: usize,
+    /// How many of hyper's bytes it is for.
+    of: usize,
 }
 
 /// How long an app that has been told goodbye is still listened to.
 #[derive(Debug)]
 struct Lingering {
-    end: Pin<Box<Sleep>>,
+    end: Pin<Box<tokio::time::Sleep>>,
     latest: Instant,
     /// Whether the end was brought nearer because a drain has begun.
     hurried: bool,
@@ -466,28 +496,45 @@ impl Lingering {
 
 impl<S: Wire> AppSocket<S> {
     fn new(stream: S, connection: Connection, idle_timeout: Duration) -> Self {
-        Self { stream, connection, lingering: None, idle_timeout, stalled: None, words: None }
+        Self { stream, connection, lingering: None, idle_timeout, stalled: None, instead: None }
     }
 
-    /// Writes what hyper wants written, or better words for the same.
-    fn write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.words.is_none() {
-            match wordless::words(buf) {
-                Some(words) => self.words = Some((words, 0)),
-                None => return Pin::new(&mut self.stream).poll_write(cx, buf),
+    /// Writes what hyper wants written, with the head that the handler gave, or better words for hyper's own.
+    fn write(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.instead.is_none() {
+            match self.find_instead(bufs)? {
+                Some(instead) => self.instead = Some(instead),
+                None => return Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
             }
         }
-        // hyper comes again with the same bytes until all of them are said to be written.
-        while let Some((words, done)) = &mut self.words {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &words[*done..]))? {
+        let Some(Instead { text, done, of }) = &mut self.instead else { return Poll::Ready(Ok(0)) };
+        // hyper comes again with the same bytes until they are said to be written.
+        let behind = bufs.get(1..).unwrap_or_default();
+        let mut slices = [io::IoSlice::new(&[]); MOST_SLICES];
+        let most = behind.len().min(MOST_SLICES - 1);
+        slices[1..=most].copy_from_slice(&behind[..most]);
+        while *done < text.len() {
+            slices[0] = io::IoSlice::new(&text[*done..]);
+            match ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..=most]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => *done += n,
             }
-            if *done == words.len() {
-                self.words = None;
-            }
         }
-        Poll::Ready(Ok(buf.len()))
+        let written = *of + (*done - text.len());
+        self.instead = None;
+        Poll::Ready(Ok(written))
+    }
+
+    /// What is to go in place of the first buffer, if anything is.
+    fn find_instead(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<Option<Instead>> {
+        let Some(first) = bufs.first() else { return Ok(None) };
+        let text = match self.connection.0.lines.take() {
+            // SECURITY: a reply without its head must not go out as if it were one.
+            Some(lines) => Some(lines.in_place_of(first).ok_or(io::ErrorKind::InvalidData)?),
+            None if bufs.len() == 1 => wordless::words(first),
+            None => None,
+        };
+        Ok(text.map(|text| Instead { text, done: 0, of: first.len() }))
     }
 
     /// Passes on what became of a write; one that has waited too long fails. An app that stops reading would
@@ -498,11 +545,14 @@ impl<S: Wire> AppSocket<S> {
             return written;
         }
         let timeout = self.idle_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        ready!(stalled.as_mut().poll(cx));
+        let stalled = self.stalled.get_or_insert_with(|| Deadline::after(timeout));
+        ready!(Pin::new(stalled).poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app has stopped reading its reply")))
     }
 }
+
+/// Buffers that are written at once behind a head: the body's, which are few.
+const MOST_SLICES: usize = 8;
 
 /// What an app's bytes come over.
 trait Wire: AsyncRead + AsyncWrite + Unpin {
@@ -559,7 +609,7 @@ impl<S: Wire> AsyncRead for AppSocket<S> {
 
 impl<S: Wire> AsyncWrite for AppSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.write(cx, buf);
+        let written = self.write(cx, &[io::IoSlice::new(buf)]);
         self.in_time(cx, written)
     }
 
@@ -568,14 +618,7 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match bufs {
-            [one] => self.write(cx, one),
-            // What may be given words goes alone, after what is before it.
-            [before @ .., last] if wordless::words(last).is_some() => {
-                Pin::new(&mut self.stream).poll_write_vectored(cx, before)
-            }
-            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
-        };
+        let written = self.write(cx, bufs);
         self.in_time(cx, written)
     }
 

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
         "ca",
         "clients",
         "credentials",
+        "deadline",
         "error",
         "harden",
         "hosts",

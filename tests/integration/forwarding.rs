@@ -21,9 +21,8 @@ async fn a_request_goes_upstream_as_it_came_but_for_host_and_token() {
         [
             &*format!("hOsT: {}", upstream.address),
             "X-One: 1",
-            // Equal names stand together; their order is kept.
-            "X-ONE: 3",
             "x-two: 2",
+            "X-ONE: 3",
             "Content-Type: application/json",
             "CONTENT-LENGTH: 7",
             "X-Empty:",
