@@ -31,7 +31,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use crate::clients::{KEY_HEADER, Keyring};
+use crate::clients::Keyring;
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::proxy::admission::{Admission, Capacity};
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
@@ -144,7 +144,7 @@ impl Proxy {
     ) -> Result<Answer, Failure> {
         // gate: whether to listen at all.
         route::one_host(request.version(), request.headers())?;
-        self.gate.admit(&mut request, !connection.is_tls())?;
+        self.gate.admit(&request, !connection.is_tls())?;
 
         // route: whose credential, and where it goes.
         if connection.is_tls() {
@@ -160,7 +160,9 @@ impl Proxy {
         }
 
         // admit: its turn, and its place among the calls under way.
-        request.headers_mut().remove(KEY_HEADER);
+        for name in self.gate.private() {
+            request.headers_mut().remove(name);
+        }
         let place = self.admission.enter(route.account, request.method(), route.target.path()).await?;
         record.place = Some(place);
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 
+use crate::clients::KEY_HEADER;
 use crate::error::{Cause, Failure};
 use crate::hosts::{self, Hosts};
 
@@ -46,22 +47,32 @@ impl Names {
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// Turns away whoever has no business here.
-#[derive(Clone, Debug, Default)]
-pub struct Gate(Config);
+#[derive(Clone, Debug)]
+pub struct Gate {
+    config: Config,
+    private: Vec<HeaderName>,
+}
 
 impl Gate {
     /// A gate.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        Self(config)
+        let required = config.required.iter().map(|(name, _)| name.clone());
+        let private = required.chain([HeaderName::from_static(KEY_HEADER)]).collect();
+        Self { config, private }
     }
 
-    /// Lets a request in, and takes off what was only for this. `in_clear` is false inside of TLS, where the certificate
-    /// has settled the name.
+    /// The headers that are for us alone. SECURITY: whoever forwards a request leaves them out.
+    #[must_use]
+    pub fn private(&self) -> &[HeaderName] {
+        &self.private
+    }
+
+    /// Lets a request in. `in_clear` is false inside of TLS, where the certificate has settled the name.
     ///
     /// # Errors
     /// It comes from a web page, by a name that is not ours, or without the header.
-    pub fn admit<B>(&self, request: &mut Request<B>, in_clear: bool) -> Result<(), Failure> {
+    pub fn admit<B>(&self, request: &Request<B>, in_clear: bool) -> Result<(), Failure> {
         let headers = request.headers();
         let from_a_page = headers.contains_key(header::ORIGIN)
             // `none` is a person who typed the address.
@@ -72,10 +83,12 @@ impl Gate {
                 "the request comes from a web page in a browser (Origin or Sec-Fetch-Site), and no page may act as the account; nothing was sent. Call from the app's server; a proxy between that passes a browser's headers on must take these two away",
             ));
         }
-        if in_clear && let Some(names) = &self.0.names {
+        // As to an HTTP proxy, whose target is a URL, the router looks at that one.
+        let to_us = in_clear && request.uri().scheme().is_none();
+        if to_us && let Some(names) = &self.config.names {
             check_name(names, headers)?;
         }
-        if let Some((name, value)) = &self.0.required {
+        if let Some((name, value)) = &self.config.required {
             // Once, with this value: a second one may be what a tricked app was made to add.
             let mut given = headers.get_all(name).iter();
             if given.next() != Some(value) || given.next().is_some() {
@@ -86,7 +99,6 @@ impl Gate {
                     ),
                 ));
             }
-            request.headers_mut().remove(name);
         }
         Ok(())
     }
@@ -111,18 +123,21 @@ fn check_name(names: &Names, headers: &HeaderMap) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn judged(gate: &Gate, headers: &[(&str, &str)]) -> Result<HeaderMap, Cause> {
-        let mut request = Request::get("/cgi-bin/x");
+    fn judged(gate: &Gate, headers: &[(&str, &str)]) -> Result<(), Cause> {
+        judged_at("/cgi-bin/x", gate, headers)
+    }
+
+    fn judged_at(target: &str, gate: &Gate, headers: &[(&str, &str)]) -> Result<(), Cause> {
+        let mut request = Request::get(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut request = request.body(()).unwrap();
-        gate.admit(&mut request, true).map(|()| request.headers().clone()).map_err(|failure| failure.cause)
+        gate.admit(&request.body(()).unwrap(), true).map_err(|failure| failure.cause)
     }
 
     #[test]
     fn a_web_page_is_known_by_what_browsers_add() {
-        let gate = Gate::default();
+        let gate = Gate::new(Config::default());
         for page in [
             ("origin", "https://evil.example"),
             ("origin", "null"),
@@ -174,15 +189,21 @@ mod tests {
         ] {
             assert_eq!(judged(&gate, &[("host", foreign)]), Err(Cause::Misdirected), "{foreign}");
         }
-        assert!(judged(&Gate::default(), &[("host", "evil.example")]).is_ok(), "any, where any is meant");
+        assert!(
+            judged_at("http://evil.example/", &gate, &[("host", "evil.example")]).is_ok(),
+            "the router's affair"
+        );
+        let any = Gate::new(Config::default());
+        assert!(judged(&any, &[("host", "evil.example")]).is_ok(), "any, where any is meant");
     }
 
     #[test]
     fn the_required_header_is_there_once_with_its_value_and_goes_no_further() {
         let required = Some((HeaderName::from_static("x-app"), HeaderValue::from_static("yes")));
         let gate = Gate::new(Config { names: None, required });
-        let kept = judged(&gate, &[("X-App", "yes"), ("x-other", "1")]).unwrap();
-        assert!(!kept.contains_key("x-app") && kept.contains_key("x-other"));
+        assert_eq!(judged(&gate, &[("X-App", "yes"), ("x-other", "1")]), Ok(()));
+        let private: Vec<_> = gate.private().iter().map(HeaderName::as_str).collect();
+        assert_eq!(private, ["x-app", "x-wechat-sidecar-key"]);
         for bad in [
             &[][..],
             &[("x-app", "no")],
