@@ -10,6 +10,7 @@ use crate::credentials::{AppId, Secret, SecretOrigin};
 use crate::policy::Policy;
 use crate::rates::Rates;
 use crate::slots::Slots;
+use crate::token::bridge::format::Format;
 use crate::token::keeper::TokenKeeper;
 use crate::token::percent_encode;
 use crate::token::source::Endpoint;
@@ -19,12 +20,14 @@ use crate::token::source::Endpoint;
 pub struct Config {
     /// Its public name.
     pub appid: AppId,
-    /// Its AppSecret.
-    pub secret: Secret,
+    /// Its AppSecret, if this sidecar has it.
+    pub secret: Option<Secret>,
     /// Where the secret came from.
-    pub secret_origin: SecretOrigin,
+    pub secret_origin: Option<SecretOrigin>,
     /// Which endpoint issues its token.
     pub endpoint: Endpoint,
+    /// Where apps that have yet to move look for its token.
+    pub bridge: Vec<Format>,
     /// On which terms its apps call.
     pub terms: Terms,
 }
@@ -52,17 +55,17 @@ pub struct Account(Arc<Inner>, Terms);
 
 struct Inner {
     appid: AppId,
-    secret: Secret,
-    encoded_secret: Zeroizing<String>,
+    secret: Option<Secret>,
+    encoded_secret: Option<Zeroizing<String>>,
     keeper: TokenKeeper,
     placeholder: String,
 }
 
 impl Account {
-    /// An account whose token `keeper` keeps.
+    /// An account whose token `keeper` keeps. Without a secret it has no login calls.
     #[must_use]
-    pub fn new(appid: AppId, secret: Secret, keeper: TokenKeeper) -> Self {
-        let encoded_secret = Zeroizing::new(percent_encode(secret.expose()));
+    pub fn new(appid: AppId, secret: Option<Secret>, keeper: TokenKeeper) -> Self {
+        let encoded_secret = secret.as_ref().map(|secret| Zeroizing::new(percent_encode(secret.expose())));
         let placeholder = placeholder(&appid);
         Self(Arc::new(Inner { placeholder, appid, secret, encoded_secret, keeper }), Terms::default())
     }
@@ -85,16 +88,16 @@ impl Account {
         &self.0.appid
     }
 
-    /// Its AppSecret.
+    /// Its AppSecret, if this sidecar has it.
     #[must_use]
-    pub fn secret(&self) -> &Secret {
-        &self.0.secret
+    pub fn secret(&self) -> Option<&Secret> {
+        self.0.secret.as_ref()
     }
 
     /// Its AppSecret as it stands in a query. SECURITY: only for the wire to WeChat.
     #[must_use]
-    pub fn encoded_secret(&self) -> &str {
-        &self.0.encoded_secret
+    pub fn encoded_secret(&self) -> Option<&str> {
+        self.0.encoded_secret.as_ref().map(|secret| secret.as_str())
     }
 
     /// Its token.
@@ -159,6 +162,7 @@ pub(crate) fn idle(appid: &str, secret: &str) -> Account {
         endpoint: Endpoint::Stable,
         origin: crate::origin::Origin::parse("http://127.0.0.1:1").unwrap(),
         roots: crate::tls::ExtraRoots::default(),
+        proxy: None,
         connect_timeout: Duration::from_secs(1),
         fetch_timeout: Duration::from_secs(1),
     };
@@ -166,7 +170,7 @@ pub(crate) fn idle(appid: &str, secret: &str) -> Account {
     let secret = Secret::parse(secret).unwrap();
     let source = Source::new(&config, appid.clone(), secret.clone()).unwrap();
     let (keeper, _worker) = TokenKeeper::new(appid.clone(), source, crate::token::store::MemoryStore::new());
-    Account::new(appid, secret, keeper)
+    Account::new(appid, Some(secret), keeper)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::account::Account;
+use crate::account::{Account, is_placeholder};
 use crate::admin::{self, Admin};
 use crate::ca::{self, Identity};
 use crate::config::Config;
@@ -32,9 +32,12 @@ use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::local::{self, SocketFile};
 use crate::server::{self, Limits, Listener, Phase};
+use crate::token::bridge::Bridge;
+use crate::token::bridge::adopt::Adopting;
 use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::redis::Redis;
 use crate::token::source::Source;
-use crate::token::store::MemoryStore;
+use crate::token::store::{Store, Stores};
 
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -55,7 +58,11 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, MemoryStore>>,
+    keepers: Vec<Worker<Adopting<Source>, Store>>,
+    /// Those to apps that have yet to move, each with the keeper whose token it gives.
+    bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
+    /// What the stores and the bridges ask.
+    redis: Vec<Redis>,
 }
 
 /// Where it really listens.
@@ -180,18 +187,31 @@ impl App {
         // After the ports: one that is taken is the plainer news.
         reach::check(&config).map_err(BindError::Other)?;
 
+        let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
+        let mut bridges = Vec::new();
+        // The bridge's Redis, apart from the store's where it is another.
+        let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
+        let bridged = apart.as_ref().or(stores.redis()).cloned();
         for account in &config.accounts {
-            let source = config.source_for(account);
-            let source = Source::new(&source, account.appid.clone(), account.secret.clone())
-                .map_err(|error| BindError::Other(error.to_string()))?;
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            let source = config.token_source(account).map_err(BindError::Other)?;
+            let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
+            let bridge = bridge.map(|(bridge, redis)| {
+                let (appid, secret, formats) =
+                    (account.appid.clone(), account.secret.as_ref(), &account.bridge);
+                Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
+            });
+            let source = Adopting::new(source, bridge.clone());
+            let store = stores.of(&account.appid, account.endpoint);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
+            bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
             let terms = account.terms.clone();
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper).on(terms));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, socket, identity, admin, accounts, keepers })
+        let redis = stores.redis().cloned().into_iter().chain(apart).collect();
+        Ok(Self { config, addresses, listeners, socket, identity, admin, accounts, keepers, bridges, redis })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -212,7 +232,18 @@ impl App {
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         // The socket's file stays for as long as anybody may be answered there.
-        let Self { config, listeners, socket: _socket, identity, admin, accounts, keepers, .. } = self;
+        let Self {
+            config,
+            listeners,
+            socket: _socket,
+            identity,
+            admin,
+            accounts,
+            keepers,
+            bridges,
+            redis,
+            ..
+        } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -259,6 +290,9 @@ impl App {
         }
         let keyring = config.proxy.keyring.clone();
         let control = thread("control".to_owned(), ended, move || async move {
+            for redis in redis {
+                tokio::task::spawn_local(redis.run());
+            }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }
@@ -270,6 +304,9 @@ impl App {
                     }
                 });
             }
+            for (bridge, keeper) in bridges {
+                tokio::task::spawn_local(bridge.give(keeper));
+            }
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {
                     loop {
@@ -278,8 +315,9 @@ impl App {
                     }
                 });
             }
-            let admin_handler = Rc::new(Admin::new(accounts, watching));
-            server::serve(admin, Entry::Http, admin_handler, admin::LIMITS, control_watching).await
+            let entry = config.admin.identity.clone().map_or(Entry::Http, Entry::Own);
+            let admin_handler = Rc::new(Admin::new(&config.admin, accounts, watching));
+            server::serve(admin, entry, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());

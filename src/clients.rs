@@ -87,7 +87,7 @@ impl Clients {
     /// A sentence with the file, the line and the remedy.
     pub fn read(path: &Path, accounts: &[AppId]) -> Result<Self, String> {
         let mut clients = Self::default();
-        for line in keys::read(path)? {
+        for line in keys::read(path)?.lines {
             let told = |what: String| format!("{}, line {}: {what}", path.display(), line.number);
             let appids = line.appids.unwrap_or_else(|| accounts.to_vec());
             if let Some(unknown) = appids.iter().find(|appid| !accounts.contains(appid)) {

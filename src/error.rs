@@ -81,9 +81,21 @@ causes! {
     OutOfBudget => SERVICE_UNAVAILABLE, -1, "out-of-budget";
     /// As many connections, or calls at once, as there may be.
     Overloaded => SERVICE_UNAVAILABLE, -1, "overloaded";
-    /// The path is called more often than `rates` says. Not -1, which clients retry at once (`wechat-api.md` 6): 45011 is
+    /// The path is called more often than `rates` says; on the admin port, too many requests with a key, or refreshes. Not -1, which clients retry at once (`wechat-api.md` 6): 45011 is
     /// what WeChat would have said, and asks to slow down.
     RateLimited => TOO_MANY_REQUESTS, 45011, "rate-limited";
+    /// A login call of an account whose AppSecret this sidecar has not.
+    NoSecret => FORBIDDEN, 48001, "no-secret";
+    /// A request to the admin port that a web page may have sent.
+    CrossSite => FORBIDDEN, 48001, "cross-site";
+    /// A request to the admin port without a key, or with a wrong one.
+    NoKey => UNAUTHORIZED, 48001, "no-key";
+    /// A key that is not for this account, or an account that is not here.
+    ForeignAppid => FORBIDDEN, 48001, "foreign-appid";
+    /// What this sidecar is not set up for.
+    NotOffered => NOT_FOUND, 40097, "not-offered";
+    /// A refresh that brought no token.
+    NotRefreshed => SERVICE_UNAVAILABLE, -1, "not-refreshed";
     /// There is no token that lives.
     NoToken => SERVICE_UNAVAILABLE, -1, "no-token";
     /// No connection to WeChat within `connect_timeout`.

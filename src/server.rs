@@ -124,9 +124,24 @@ struct State {
     head: RefCell<Vec<u8>>,
     /// The lines of the reply that hyper is about to write.
     lines: RefCell<Option<Lines>>,
+    peer: Cell<Option<SocketAddr>>,
 }
 
 impl Connection {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer.get()
+    }
+
+    /// One with this peer.
+    #[cfg(test)]
+    pub(crate) fn from(peer: SocketAddr) -> Self {
+        let connection = Self::default();
+        connection.0.peer.set(Some(peer));
+        connection
+    }
+
     /// Whether the app speaks TLS to us, so that it believes to speak to the host it names.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -359,6 +374,7 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
+    connection.0.peer.set(stream.tcp().and_then(|tcp| tcp.peer_addr().ok()));
     let heads = connection.0.heads.clone();
     let patience = Patience { head: limits.head_timeout, idle: limits.keep_alive };
     let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout), heads, patience);

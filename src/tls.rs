@@ -1,4 +1,5 @@
-//! How we trust WeChat: one rustls client configuration, for calls and for token fetches alike.
+//! How we trust WeChat: one rustls client configuration, for calls and for token fetches alike; and who we are to those
+//! who call our admin port over TLS ([`ServerIdentity`]).
 //!
 //! Roots are Mozilla's, built in (webpki-roots), so that an empty image works; a file may add others, and [`pins`] may ask
 //! for more than a chain. Names are always verified and there is no switch that says otherwise. The provider is ring: aws-lc's first use costs
@@ -9,9 +10,10 @@ pub mod pins;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
 
 use pins::{Pinned, Pins};
 
@@ -81,4 +83,54 @@ pub fn client_config(extra: &ExtraRoots) -> Arc<ClientConfig> {
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Arc::new(config)
+}
+
+/// A certificate and its key, as a TLS server shows and uses them.
+#[derive(Clone)]
+pub struct ServerIdentity(TlsAcceptor);
+
+impl std::fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerIdentity(***)")
+    }
+}
+
+impl ServerIdentity {
+    /// Reads a chain of certificates, our own first, and its key, both PEM.
+    ///
+    /// # Errors
+    /// A sentence that names the file and the remedy, never the key.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
+        let shown = certificate.display();
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+        let chain = chain.map_err(|error| {
+            format!(
+                "{shown} cannot be read ({error}); give a PEM file of certificates, the server's own first"
+            )
+        })?;
+        if chain.is_empty() {
+            return Err(format!(
+                "{shown} has no certificate in it; give a PEM file of certificates, the server's own first"
+            ));
+        }
+        let key_shown = key.display();
+        // SECURITY: the reader's own words name no content.
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+            format!("{key_shown} cannot be read ({error}); give the certificate's private key in PEM form")
+        })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("no TLS can be had ({error}); this is a defect in wechat-sidecar"))?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(|error| format!("{shown} and {key_shown} do not make a server ({error}); give a certificate and the key it was made for"))?;
+        let mut config = config;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    pub(crate) fn acceptor(&self) -> &TlsAcceptor {
+        &self.0
+    }
 }

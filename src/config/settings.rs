@@ -5,6 +5,8 @@
 //! SECURITY: a secret is never a flag, because every user of the machine may read a command line.
 
 mod guards;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -46,6 +48,8 @@ pub enum Kind {
     ListenAnywhere,
     /// A scheme, a host and a port.
     Origin,
+    /// The same, of a proxy, and perhaps a login.
+    Proxy,
     /// An address to connect to.
     Address,
     /// Host names.
@@ -66,6 +70,14 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
     Store,
+    /// What keys begin with.
+    Prefix,
+    /// A Redis.
+    Redis,
+    /// Formats of apps that have yet to move.
+    Bridge,
+    /// true or false.
+    Switch,
     /// What is logged.
     Filter,
     /// A length of time, from and up to.
@@ -128,8 +140,17 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] =
-    &["appid", "secret", "secret_file", "token_endpoint", "allow", "deny", "rates", "max_account_calls"];
+pub const ACCOUNT_KEYS: &[&str] = &[
+    "appid",
+    "secret",
+    "secret_file",
+    "token_endpoint",
+    "bridge",
+    "allow",
+    "deny",
+    "rates",
+    "max_account_calls",
+];
 
 /// Every setting, in the order people read about them.
 pub static SETTINGS: &[Setting] = &joined::<{ FIRST.len() + guards::GUARDS.len() }>(FIRST, guards::GUARDS);
@@ -186,9 +207,54 @@ const FIRST: &[Setting] = &[
         value: "ADDRESS:PORT",
         kind: Kind::Listen,
         default: Fallback::Text("127.0.0.1:7201"),
-        help: "Where the probes /livez and /readyz are",
+        help: "Where the probes /livez and /readyz and POST /refresh are",
         forms: Forms::All,
         commands: REACH,
+    },
+    Setting {
+        key: "admin_hosts",
+        value: "NAMES",
+        kind: Kind::Hosts,
+        default: Fallback::None,
+        help: "Names the admin port goes by, beside its addresses and localhost; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "admin_cert_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "The admin port's certificate chain (PEM): other machines then speak TLS to it",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "admin_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "The private key (PEM) of admin_cert_file",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "operator_keys_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Who may POST /refresh from other machines or by force: one `key appid[,appid...]` a line",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_keys_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Makes the admin port a central token server for these: one `key appid[,appid...]` a line",
+        forms: Forms::All,
+        commands: SERVE,
     },
     Setting {
         key: "ca_dir",
@@ -249,7 +315,7 @@ const FIRST: &[Setting] = &[
         value: "ENDPOINT",
         kind: Kind::OneOf(&["stable_token", "token"]),
         default: Fallback::Text("stable_token"),
-        help: "Which endpoint issues the token: stable_token, or the classic token for a single replica",
+        help: "Which endpoint issues the token: stable_token, or the classic token for a single replica or a store",
         forms: Forms::All,
         commands: SERVE,
     },
@@ -258,7 +324,115 @@ const FIRST: &[Setting] = &[
         value: "STORE",
         kind: Kind::Store,
         default: Fallback::Text("memory"),
-        help: "Where tokens are kept; this version has memory only",
+        help: "Where replicas share tokens: memory (nowhere), or a Redis or Valkey such as rediss://user@host:6379",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_password_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "A file that holds just the password to Redis, instead of one in `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_ca_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "CA certificates (PEM) to trust for a Redis over TLS, instead of the built-in ones",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Keys that encrypt the token in Redis, one a line: the first seals, all open",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_prefix",
+        value: "PREFIX",
+        kind: Kind::Prefix,
+        default: Fallback::Text("wechat-sidecar"),
+        help: "What every key in Redis begins with; one for each environment that must not share tokens",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "role",
+        value: "ROLE",
+        kind: Kind::OneOf(&["fetcher", "follower"]),
+        default: Fallback::Text("fetcher"),
+        help: "A fetcher fetches tokens; a follower only takes what others put into the common store",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "token_proxy",
+        value: "URL",
+        kind: Kind::Proxy,
+        default: Fallback::None,
+        help: "An HTTP proxy with a whitelisted address, for token fetches only; no flag if it has a password",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central",
+        value: "URL",
+        kind: Kind::Origin,
+        default: Fallback::None,
+        help: "A central token server (another sidecar's admin port) to take tokens from; needs no secret",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "A file that holds just our key to the central server",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_ca_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "CA certificates (PEM) to trust for the central server, beside the built-in ones",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge",
+        value: "FORMATS",
+        kind: Kind::Bridge,
+        default: Fallback::Text("none"),
+        help: "Hands the REAL token to apps that have yet to move, as their SDKs keep it in Redis; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_store",
+        value: "URL",
+        kind: Kind::Redis,
+        default: Fallback::None,
+        help: "The Redis of these apps, such as redis://host:6379, where it is not the one of `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_adopt",
+        value: "SWITCH",
+        kind: Kind::Switch,
+        default: Fallback::Text("false"),
+        help: "Whether a token that such an app fetched is taken instead of fetching another: true or false",
         forms: Forms::All,
         commands: SERVE,
     },
@@ -589,62 +763,4 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_has_a_name_of_its_own_and_one_line_of_help() {
-        let mut keys: Vec<_> = SETTINGS.iter().map(|s| s.key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        assert_eq!(keys.len(), SETTINGS.len());
-        for setting in SETTINGS {
-            assert!(!setting.help.contains('\n') && !setting.help.contains('|'), "{}", setting.key);
-            assert!(!setting.help.ends_with('.') && setting.help.len() < 110, "{}", setting.key);
-            assert!(!setting.commands.is_empty(), "{}", setting.key);
-            assert!(setting.key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", setting.key);
-        }
-    }
-
-    #[test]
-    fn a_real_secret_is_never_a_flag() {
-        for setting in SETTINGS.iter().filter(|s| s.is_secret() && s.key != "app_secret") {
-            assert!(!setting.is_flag(), "{}", setting.key);
-        }
-    }
-
-    #[test]
-    fn one_key_gives_every_form() {
-        let setting = get("upstream_ca_file");
-        assert_eq!(setting.flag(), "upstream-ca-file");
-        assert_eq!(setting.env(), "WECHAT_SIDECAR_UPSTREAM_CA_FILE");
-        assert_eq!(get("sim_listen").flag(), "listen");
-    }
-
-    #[test]
-    fn a_slip_finds_the_name_that_was_meant() {
-        let near = |written| nearest(written, SETTINGS.iter().filter(|s| s.is_env()).map(|s| s.key));
-        assert_eq!(near("app_id"), Some("appid"));
-        assert_eq!(near("secret-file"), Some("secret_file"));
-        assert_eq!(near("App_Secret"), Some("secret"));
-        assert_eq!(near("conect_timeout"), Some("connect_timeout"));
-        assert_eq!(near("listne"), Some("listen"));
-        assert_eq!(near("banana"), None);
-    }
-
-    #[test]
-    fn the_readme_table_is_the_code() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-        let readme = std::fs::read_to_string(path).expect("README.md stands at the top of the repository");
-        let (_, rest) = readme.split_once("<!-- settings -->\n").expect("README.md has <!-- settings -->");
-        let (table, _) = rest.split_once("<!-- /settings -->").expect("README.md has <!-- /settings -->");
-        assert!(
-            table.trim() == readme_table().trim(),
-            "README.md's settings are not the code's; put this between the marks:\n{}",
-            readme_table()
-        );
-    }
 }

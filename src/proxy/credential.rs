@@ -14,6 +14,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::account::{self, Account};
+use crate::credentials::Secret;
 use crate::error::{Cause, Failure};
 use crate::proxy::inject::{self, ACCESS_TOKEN, InjectError, Target};
 use crate::proxy::route::{self, Action, Route, Routes, SecretForm};
@@ -30,6 +31,9 @@ const APPID: &str = "appid";
 /// The target would be too long for a request line.
 pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<Target, Failure> {
     let Route { account, action, target, .. } = route;
+    if let Action::AppendSecret(SecretForm { secret: Some(_), .. }) = action {
+        check_secret(account)?;
+    }
     let written = match (action, token) {
         (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
         (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
@@ -39,6 +43,22 @@ pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<Target, Failure
         Failure::new(
             Cause::BadTarget,
             "the request target is too long to carry the credential (65,534 bytes at most); nothing was sent. Shorten the query",
+        )
+    })
+}
+
+/// An account whose token comes from elsewhere may have no AppSecret here, and then no login calls.
+///
+/// # Errors
+/// It has none.
+pub fn check_secret(account: &Account) -> Result<&str, Failure> {
+    account.secret().map(Secret::expose).ok_or_else(|| {
+        Failure::new(
+            Cause::NoSecret,
+            format!(
+                "this call takes the AppSecret of {appid}, and this sidecar has none, since its tokens come from elsewhere; nothing was sent. Give the account its secret or secret_file, or make login calls through a sidecar that has it",
+                appid = account.appid()
+            ),
         )
     })
 }
@@ -57,8 +77,8 @@ fn append_secret(
         if param(&target, APPID).is_none_or(|appid| appid.is_empty()) {
             params.push((APPID, account.appid().as_str()));
         }
-        if let Some(name) = form.secret {
-            params.push((name, account.encoded_secret()));
+        if let (Some(name), Some(secret)) = (form.secret, account.encoded_secret()) {
+            params.push((name, secret));
         }
     }
     if let Some(token) = token {
@@ -150,12 +170,13 @@ pub fn into_body<'a>(
         route.account = account;
     }
     let account = route.account;
+    let ours = check_secret(account)?;
     let quoted = |value: &str| serde_json::Value::from(value).to_string();
     let mut edits = Vec::new();
     let mut added = String::new();
     for (name, there, value) in [
         (APPID, appids.first().filter(|_| named.is_none()), account.appid().as_str()),
-        (secret, secrets.first(), account.secret().expose()),
+        (secret, secrets.first(), ours),
     ] {
         match there {
             Some(there) => {

@@ -10,6 +10,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::account::Account;
+use crate::credentials::Secret;
 use crate::token::Token;
 
 /// What must not be seen: an account's secret and its tokens, those it has had of late included, in every spelling
@@ -32,9 +33,10 @@ impl Mask {
 
     fn needles(&self) -> impl Iterator<Item = &[u8]> {
         let spellings = |plain: &'_ str, encoded: &'_ str| plain != encoded;
-        let secret = (self.account.secret().expose(), self.account.encoded_secret());
+        let secret = self.account.secret().map(Secret::expose).zip(self.account.encoded_secret());
         let tokens = self.tokens.iter().map(|token| (token.expose(), token.expose_encoded()));
-        std::iter::once(secret)
+        secret
+            .into_iter()
             .chain(tokens)
             .flat_map(move |(plain, encoded)| [Some(plain), spellings(plain, encoded).then_some(encoded)])
             .flatten()

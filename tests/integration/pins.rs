@@ -69,7 +69,7 @@ async fn a_secret_goes_to_a_pinned_server_only() {
             Config { origin, roots, endpoint: Endpoint::Stable, fetch_timeout: PATIENCE, ..config.unwrap() };
         let (appid, secret) = (AppId::parse(APPID).unwrap(), Secret::parse(SECRET).unwrap());
         let source = Source::new(&config, appid, secret).unwrap();
-        let fetched = source.fetch(Want { refused: None, news: false, force: false }).await;
+        let fetched = source.fetch(Want::default()).await;
         assert_eq!((fetched.is_ok(), upstream.calls()), (calls == 1, calls), "{pins}: {fetched:?}");
         assert!(!format!("{fetched:?}").contains(SECRET));
     }

@@ -265,6 +265,12 @@ impl App {
         self.send(Request::get(uri).body(Full::default()).unwrap()).await
     }
 
+    /// A request to the admin port.
+    pub(crate) fn to_admin(&self, method: Method, target: &str) -> http::request::Builder {
+        let uri: Uri = format!("http://{}{target}", self.at.admin).parse().unwrap();
+        Request::builder().method(method).uri(uri)
+    }
+
     pub(crate) async fn until_ready(&self) {
         until("the sidecar is ready", async || self.admin("/readyz").await.status == 200).await;
     }
