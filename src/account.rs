@@ -1,12 +1,16 @@
-//! Who we are: an [`Account`] is one WeChat appid with its secret, the keeper of its token, and the placeholder its
-//! apps get instead.
+//! Who we are: an [`Account`] is one WeChat appid with its secret, the keeper of its token, the placeholder its apps get
+//! instead, and the [`Terms`] on which they call.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
+use crate::clients;
 use crate::credentials::{AppId, Secret, SecretOrigin};
+use crate::policy::Policy;
+use crate::rates::Rates;
+use crate::slots::Slots;
 use crate::token::bridge::format::Format;
 use crate::token::keeper::TokenKeeper;
 use crate::token::percent_encode;
@@ -25,11 +29,30 @@ pub struct Config {
     pub endpoint: Endpoint,
     /// Where apps that have yet to move look for its token.
     pub bridge: Vec<Format>,
+    /// On which terms its apps call.
+    pub terms: Terms,
+}
+
+/// What an account's apps may call, how often, and how much at once. Cheap to clone: clones count together.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Which paths.
+    pub policy: Policy,
+    /// How often.
+    pub rates: Rates,
+    /// How many calls at once.
+    pub calls: Slots,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { policy: Policy::default(), rates: Rates::default(), calls: Slots::unlimited() }
+    }
 }
 
 /// One WeChat account at work. Cheap to clone.
 #[derive(Clone)]
-pub struct Account(Arc<Inner>);
+pub struct Account(Arc<Inner>, Terms);
 
 struct Inner {
     appid: AppId,
@@ -45,7 +68,20 @@ impl Account {
     pub fn new(appid: AppId, secret: Option<Secret>, keeper: TokenKeeper) -> Self {
         let secrets =
             ArcSwap::from_pointee(Secrets { spelled: secret.map(Spelled::new).into_iter().collect() });
-        Self(Arc::new(Inner { placeholder: placeholder(&appid), appid, secrets, keeper }))
+        let placeholder = placeholder(&appid);
+        Self(Arc::new(Inner { placeholder, appid, secrets, keeper }), Terms::default())
+    }
+
+    /// The same account on these terms.
+    #[must_use]
+    pub fn on(self, terms: Terms) -> Self {
+        Self(self.0, terms)
+    }
+
+    /// On which terms its apps call.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.1
     }
 
     /// Its public name.
@@ -75,6 +111,13 @@ impl Account {
     #[must_use]
     pub fn placeholder(&self) -> &str {
         &self.0.placeholder
+    }
+
+    /// The same for the holder of a client key: it names the account, and ends in what only that key makes.
+    #[must_use]
+    pub fn placeholder_for(&self, key: &str) -> String {
+        let appid = self.appid();
+        format!("{PLACEHOLDER_HEAD}{appid}{PLACEHOLDER_BOUND}{}", clients::tag(key, appid))
     }
 }
 
@@ -139,6 +182,7 @@ impl Spelled {
 
 const PLACEHOLDER_HEAD: &str = "WECHAT-SIDECAR_";
 const PLACEHOLDER_NOT: &str = "_not-a-";
+const PLACEHOLDER_BOUND: &str = "_not-a-token_key-";
 const PLACEHOLDER_TAIL: &str = "_not-a-token_the-sidecar-puts-the-real-one-into-each-call";
 
 /// The token an app is given: constant per account over restarts, replicas and versions, because SDKs keep it in
@@ -161,6 +205,12 @@ pub fn placeholder_appid(token: &str) -> Option<&str> {
     let rest = token.strip_prefix(PLACEHOLDER_HEAD)?;
     // An appid may have `_` in it, but not this.
     Some(rest.split_once(PLACEHOLDER_NOT).map_or(rest, |(appid, _)| appid))
+}
+
+/// What a placeholder that was given for a client key ends in.
+#[must_use]
+pub fn placeholder_tag(token: &str) -> Option<&str> {
+    token.strip_prefix(PLACEHOLDER_HEAD)?.split_once(PLACEHOLDER_BOUND).map(|(_, tag)| tag)
 }
 
 /// An account for unit tests, whose keeper never runs.
@@ -194,7 +244,10 @@ mod tests {
             account.replace_secret(Secret::parse(&format!("secret&{n}")).unwrap());
         }
         let secrets = account.secrets();
-        assert_eq!((secrets.current().expose(), secrets.current().encoded()), ("secret&9", "secret%269"));
+        assert_eq!(
+            (secrets.current().unwrap().expose(), secrets.current().unwrap().encoded()),
+            ("secret&9", "secret%269")
+        );
         let known: Vec<_> = secrets.known().map(Spelled::expose).collect();
         assert_eq!(known, ["secret&9", "secret&8", "secret&7", "secret&6", "secret&5"]);
         account.replace_secret(Secret::parse("secret&8").unwrap());
@@ -215,6 +268,18 @@ mod tests {
         assert_eq!(placeholder_appid(&placeholder), Some("wx0123456789abcdef"));
         assert!(placeholder.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'));
         assert_eq!(placeholder_appid("50_real"), None);
+        assert_eq!(placeholder_tag(&placeholder), None);
+        let bound = idle("wx0123456789abcdef", "12345678").placeholder_for("key-0123456789abcdef");
+        let tag = clients::tag("key-0123456789abcdef", &appid);
+        assert_eq!(
+            bound,
+            format!("WECHAT-SIDECAR_wx0123456789abcdef_not-a-token_key-{tag}"),
+            "nor does this one"
+        );
+        assert_eq!(
+            (placeholder_appid(&bound), placeholder_tag(&bound)),
+            (Some("wx0123456789abcdef"), Some(&tag[..]))
+        );
         assert_eq!(placeholder_appid(&placeholder[..50]), Some("wx0123456789abcdef"), "cut behind it");
         assert_eq!(placeholder_appid(&placeholder[..33]), Some("wx0123456789abcdef"), "cut right behind it");
         assert_eq!(placeholder_appid(&placeholder[..25]), Some("wx01234567"), "cut within it: nobody's");

@@ -39,7 +39,7 @@ use crate::account::Account;
 use crate::admin::page::Page;
 use crate::admin::status::Overview;
 use crate::error::{Cause, Failure};
-use crate::server::{Connection, Handler, Limits};
+use crate::server::{self, Connection, Handler, Limits};
 use crate::tls::ServerIdentity;
 use crate::token::Fingerprint;
 use crate::token::source::central::{REFRESH_PATH, TOKEN_PATH};
@@ -65,7 +65,12 @@ pub struct Config {
 }
 
 /// What a request may cost.
-pub const LIMITS: Limits = Limits { max_head: 16 * 1024, idle_timeout: Duration::from_secs(10) };
+pub const LIMITS: Limits = Limits {
+    max_head: 16 * 1024,
+    idle_timeout: Duration::from_secs(10),
+    head_timeout: server::HEAD_TIMEOUT,
+    keep_alive: server::KEEP_ALIVE,
+};
 
 /// The largest body: a token has at most 4096 characters.
 const MAX_BODY: usize = 8 * 1024;

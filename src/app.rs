@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +30,13 @@ use crate::config::Config;
 use crate::credentials::SecretOrigin;
 use crate::metrics::Hub;
 use crate::proxy::Proxy;
+use crate::proxy::admission::Capacity;
 use crate::proxy::call::ReplayBudget;
 use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
-use crate::server::{self, Limits, Phase};
+use crate::server::local::{self, SocketFile};
+use crate::server::{self, Limits, Listener, Phase};
 use crate::token::bridge::Bridge;
 use crate::token::bridge::adopt::Adopting;
 use crate::token::keeper::{TokenKeeper, Worker};
@@ -44,6 +47,9 @@ use crate::token::store::{Store, Stores};
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
 
+/// How often the file of client keys is looked at.
+const LOOK_AT_KEYS: Duration = Duration::from_secs(2);
+
 /// How long threads may take to end once everything in them was told to.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -52,7 +58,8 @@ pub struct App {
     config: Config,
     addresses: Addresses,
     /// For each worker, what it accepts on and how connections there begin.
-    listeners: Vec<Vec<(std::net::TcpListener, Entry)>>,
+    listeners: Vec<Vec<(Listener, Entry)>>,
+    socket: Option<SocketFile>,
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
@@ -68,7 +75,7 @@ pub struct App {
 /// Where it really listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// Where apps call.
+    /// Where apps call; port 0 when that is a Unix socket.
     pub proxy: SocketAddr,
     /// Where apps call over TLS, if anywhere.
     pub tls: Option<SocketAddr>,
@@ -85,6 +92,13 @@ pub enum BindError {
         setting: &'static str,
         /// The address.
         address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A Unix socket cannot be had.
+    Socket {
+        /// Its file.
+        path: PathBuf,
         /// What the system said.
         error: io::Error,
     },
@@ -112,6 +126,22 @@ impl fmt::Display for BindError {
                     "{setting} = {address}: cannot listen there ({error}); set {setting} to an address of this machine"
                 )
             }
+            Self::Socket { path, error } => {
+                let path = path.display();
+                match error.kind() {
+                    io::ErrorKind::AddrInUse => write!(
+                        f,
+                        "listen = unix:{path}: another process listens there already (perhaps another wechat-sidecar); stop it, or set listen to another path"
+                    ),
+                    io::ErrorKind::AlreadyExists => {
+                        write!(f, "listen = unix:{path}: {error}; remove it, or set listen to another path")
+                    }
+                    _ => write!(
+                        f,
+                        "listen = unix:{path}: cannot listen there ({error}); give a path in a folder that exists and that this user may write to"
+                    ),
+                }
+            }
             Self::Other(sentence) => f.write_str(sentence),
         }
     }
@@ -126,27 +156,38 @@ impl App {
     /// A port is taken, or the configuration cannot work after all.
     pub fn bind(config: Config) -> Result<Self, BindError> {
         let port = |setting, address| move |error| BindError::Port { setting, address, error };
-        let listen = config.server.listen;
-        let listeners = server::bind(listen, config.server.workers).map_err(port("listen", listen))?;
-        let listen = config.admin.listen;
-        let mut admin = server::bind(listen, NonZeroUsize::MIN).map_err(port("admin_listen", listen))?;
-        let admin = admin.remove(0);
         let address = |listener: &std::net::TcpListener| {
             listener
                 .local_addr()
                 .map_err(|error| BindError::Other(format!("a listener without an address ({error})")))
         };
+        let (listen, workers) = (config.server.listen, config.server.workers);
+        let (listeners, socket, proxy) = match &config.server.unix {
+            None => {
+                let listeners = server::bind(listen, workers).map_err(port("listen", listen))?;
+                let proxy = address(&listeners[0])?;
+                (listeners.into_iter().map(Listener::from).collect(), None, proxy)
+            }
+            Some(unix) => {
+                let (listeners, file) = bind_unix(unix, workers)
+                    .map_err(|error| BindError::Socket { path: unix.path.clone(), error })?;
+                (listeners, Some(file), listen)
+            }
+        };
+        let listen = config.admin.listen;
+        let mut admin = server::bind(listen, NonZeroUsize::MIN).map_err(port("admin_listen", listen))?;
+        let admin = admin.remove(0);
         let identity = config.authority.clone().map(Identity::new).transpose().map_err(BindError::Other)?;
         let tls = identity.clone().map(Tls::new).transpose().map_err(BindError::Other)?;
-        let mut addresses = Addresses { proxy: address(&listeners[0])?, tls: None, admin: address(&admin)? };
+        let mut addresses = Addresses { proxy, tls: None, admin: address(&admin)? };
         let entry = tls.clone().map_or(Entry::Http, Entry::Proxy);
-        let mut listeners: Vec<_> =
+        let mut listeners: Vec<Vec<(Listener, Entry)>> =
             listeners.into_iter().map(|listener| vec![(listener, entry.clone())]).collect();
         if let (Some(listen), Some(tls)) = (config.server.tls_listen, tls) {
             let more = server::bind(listen, config.server.workers).map_err(port("tls_listen", listen))?;
             addresses.tls = Some(address(&more[0])?);
             for (worker, listener) in listeners.iter_mut().zip(more) {
-                worker.push((listener, Entry::Tls(tls.clone())));
+                worker.push((listener.into(), Entry::Tls(tls.clone())));
             }
         }
 
@@ -175,7 +216,8 @@ impl App {
             let store = stores.of(&account.appid, account.endpoint);
             let (keeper, worker) = TokenKeeper::new(account.appid.clone(), adopting, store);
             bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
-            let served = Account::new(account.appid.clone(), account.secret.clone(), keeper);
+            let terms = account.terms.clone();
+            let served = Account::new(account.appid.clone(), account.secret.clone(), keeper).on(terms);
             if let Some(SecretOrigin::File(path)) = &account.secret_origin {
                 reload.secrets.push(SecretFile::new(served.clone(), source, path.clone()));
             }
@@ -188,6 +230,7 @@ impl App {
             config,
             addresses,
             listeners,
+            socket,
             identity,
             admin,
             accounts,
@@ -211,14 +254,22 @@ impl App {
         self.addresses
     }
 
+    /// The Unix socket that apps call, where it is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.config.server.unix.as_ref().map(|unix| &*unix.path)
+    }
+
     /// Serves until `shutdown` ends and every call has, or the grace period is over.
     ///
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        // The socket's file stays for as long as anybody may be answered there.
         let Self {
             config,
             listeners,
+            socket: _socket,
             identity,
             admin,
             accounts,
@@ -236,16 +287,21 @@ impl App {
         let mut workers = Vec::new();
         let budget = ReplayBudget::new(config.proxy.replay_budget);
         let hub = Hub::new(accounts.iter().map(|account| account.appid().clone()));
+        let capacity = Capacity::new(&config.proxy.admission);
         for (n, listeners) in listeners.into_iter().enumerate() {
             let routes = Routes::new(accounts.clone()).speaking_for(config.hosts.clone());
-            let (settings, upstream, budget) =
-                (config.proxy.clone(), config.upstream.clone(), budget.clone());
-            let limits =
-                Limits { max_head: config.server.max_head, idle_timeout: config.upstream.idle_timeout };
+            let (settings, upstream) = (config.proxy.clone(), config.upstream.clone());
+            let (budget, capacity) = (budget.clone(), capacity.clone());
+            let limits = Limits {
+                max_head: config.server.max_head,
+                idle_timeout: config.upstream.idle_timeout,
+                head_timeout: config.server.head_timeout,
+                keep_alive: config.server.keep_alive,
+            };
             let (phase, tally) = (watching.clone(), hub.tally());
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
-                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, tally));
+                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, capacity, tally));
                 let sweeping = Rc::clone(&proxy);
                 tokio::task::spawn_local(async move {
                     loop {
@@ -273,12 +329,21 @@ impl App {
         let quit = config.admin.quit.then_some(quit);
         let settings = config.in_force.clone();
         let (used, limit) = (budget, config.proxy.replay_budget);
+        let keyring = config.proxy.keyring.clone();
         let control = thread("control".to_owned(), ended, move || async move {
             for redis in redis {
                 tokio::task::spawn_local(redis.run());
             }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
+            }
+            if let Some(keyring) = keyring {
+                tokio::task::spawn_local(async move {
+                    loop {
+                        tokio::time::sleep(LOOK_AT_KEYS).await;
+                        keyring.look();
+                    }
+                });
             }
             for (bridge, keeper) in bridges {
                 tokio::task::spawn_local(bridge.give(keeper));
@@ -357,6 +422,17 @@ impl App {
         }
         outcome
     }
+}
+
+/// A Unix socket for every worker: all of them accept on the one that there is.
+fn bind_unix(config: &local::Config, workers: NonZeroUsize) -> io::Result<(Vec<Listener>, SocketFile)> {
+    let (first, file) = local::bind(config)?;
+    let mut listeners = Vec::new();
+    for _ in 1..workers.get() {
+        listeners.push(Listener::Unix(first.try_clone()?, config.uids.clone()));
+    }
+    listeners.push(Listener::Unix(first, config.uids.clone()));
+    Ok((listeners, file))
 }
 
 /// Waits until this many threads have said that they ended.

@@ -10,6 +10,7 @@ pub mod settings;
 
 mod admin_port;
 mod file;
+mod guards;
 mod in_force;
 mod problem;
 mod reader;
@@ -36,6 +37,7 @@ use crate::token::source::{CentralSource, Egress, Endpoint, FollowerSource};
 use crate::{account, admin, proxy, server, telemetry, token};
 
 use file::Table;
+use guards::Lists;
 use reader::{Reader, names_an_account, take};
 use settings::Verb;
 use values::{Parsed, Refusal};
@@ -80,6 +82,8 @@ pub struct Config {
     pub grace_period: Duration,
     /// The settings as they may be shown.
     pub in_force: Vec<admin::status::InForce>,
+    /// Whether a crash, or a debugger, may see this process's memory.
+    pub core_dumps: bool,
     /// What works, but a person should know; for the log, once it is set up.
     pub warnings: Vec<String>,
 }
@@ -141,13 +145,22 @@ pub struct Source {
 pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Config, Problems> {
     let mut reader = Reader::new(Verb::Run, flags, env);
     let accounts = accounts(&mut reader);
-    let listen = reader.listen("listen");
+    let (listen, unix) = guards::listen(&mut reader);
     let admin = admin_port::admin(&mut reader);
     let tls_listen = reader.listen("tls_listen");
     let origin = upstream(&mut reader);
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
-    let roots = roots(&mut reader, "upstream_ca_file");
+    let pins = guards::pins(&mut reader, origin.as_ref().is_none_or(Origin::is_tls));
+    let roots = roots(&mut reader, "upstream_ca_file").map(|roots| {
+        roots.pinned(pins).unwrap_or_else(|error| unreachable!("the roots were read with success: {error}"))
+    });
+    let gate = guards::gate(&mut reader, listen, unix.is_some(), hosts.as_ref());
+    let keyring = guards::keyring(&mut reader, &accounts);
+    let admission = guards::admission(&mut reader);
+    let head_timeout = reader.duration("head_timeout");
+    let keep_alive = reader.duration("keep_alive");
+    let core_dumps = guards::core_dumps(&mut reader);
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
     let response_timeout = reader.duration("response_timeout");
@@ -215,12 +228,23 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
         }
         let connect_timeout = connect_timeout?;
         Some(Config {
-            server: server::Config { listen: listen?, tls_listen, workers: workers?, max_head: max_head? },
+            server: server::Config {
+                listen: listen?,
+                unix,
+                tls_listen,
+                workers: workers?,
+                max_head: max_head?,
+                head_timeout: head_timeout?,
+                keep_alive: keep_alive?,
+            },
             proxy: proxy::Config {
                 max_body: max_body?,
                 replay_limit: replay_limit?,
                 replay_budget: replay_budget?,
                 token_wait: token_wait?,
+                gate,
+                keyring,
+                admission: admission?,
             },
             upstream: proxy::upstream::Config {
                 origin: origin.clone(),
@@ -241,6 +265,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             drain_delay: drain_delay?,
             grace_period: grace_period?,
             in_force: Vec::new(),
+            core_dumps,
             warnings: Vec::new(),
         })
     })();
@@ -257,9 +282,18 @@ fn warn(config: &mut Config) {
     let listeners = [("listen", Some(config.server.listen)), ("tls_listen", config.server.tls_listen)];
     for (key, listen) in listeners {
         let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else { continue };
+        if config.proxy.keyring.is_some() {
+            if key == "listen" {
+                config.warnings.push(format!(
+                    "{key} = {listen} is reachable from other machines, and client keys cross the network in clear; keep \
+                     it where nobody can listen in, or let apps call tls_listen"
+                ));
+            }
+            continue;
+        }
         config.warnings.push(format!(
             "{key} = {listen} is reachable from other machines, and whoever reaches it can act as the account; \
-             keep it on 127.0.0.1 unless a firewall or a network policy guards the port"
+             keep it on 127.0.0.1 unless a firewall or a network policy guards the port, or ask for keys (client_keys_file)"
         ));
     }
     config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
@@ -295,12 +329,14 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let shared = Shared { endpoint, bridge, secretless: supply::needs_no_secret(reader) };
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
+    let lists = Lists::read(reader, &values, None);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, &shared));
+        accounts.extend(account(reader, &values, None, &shared, &lists));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), &shared) else { continue };
+        let lists = Lists::read(reader, table, Some(&lists));
+        let Some((account, at)) = account(reader, table, Some(place), &shared, &lists) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -330,6 +366,7 @@ fn account(
     table: &Table,
     begins: Option<&Place>,
     shared: &Shared,
+    lists: &Lists,
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -350,7 +387,8 @@ fn account(
     };
     let (appid, place): (AppId, Place) = appid?;
     let (secret, secret_origin) = secret?.unzip();
-    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint?, bridge: bridge? }, place))
+    let (endpoint, bridge, terms) = (endpoint?, bridge?, lists.terms());
+    Some((account::Config { appid, secret, secret_origin, endpoint, bridge, terms }, place))
 }
 
 /// The AppSecret of a table, if it has one; the outer `None` comes with a problem.

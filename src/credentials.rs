@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, Zeroizing};
 
+pub mod keys;
+
 /// An account's public name at WeChat, such as `wx0123456789abcdef`.
 ///
 /// 1 to 64 characters of `[A-Za-z0-9_-]`: real ones are `wx` and 16 hex digits, but WeChat documents no format,

@@ -55,7 +55,17 @@ causes! {
     SecretBody => BAD_REQUEST, 47001, "secret-body";
     /// `CONNECT` to a host that is not one of the WeChat API.
     ForeignHost => FORBIDDEN, 48001, "foreign-host";
-    /// Over TLS, a `Host` that is not one of the WeChat API.
+    /// A path that the account's lists, or the client key's, do not allow.
+    NotAllowed => FORBIDDEN, 48001, "not-allowed";
+    /// No client key, or none that is known, where one is asked for.
+    ClientKey => FORBIDDEN, 48001, "client-key";
+    /// The request comes from a web page in a browser.
+    Browser => FORBIDDEN, 48001, "browser";
+    /// The header that `require_header` asks for is missing.
+    RequiredHeader => FORBIDDEN, 48001, "required-header";
+    /// The user at the other end of the Unix socket is not one of `listen_uids`.
+    Peer => FORBIDDEN, 48001, "peer";
+    /// A `Host` that is neither this sidecar's nor one of the WeChat API.
     Misdirected => MISDIRECTED_REQUEST, 40097, "misdirected";
     /// Plain HTTP where TLS is spoken.
     PlainHttp => BAD_REQUEST, 40097, "plain-http";
@@ -69,6 +79,11 @@ causes! {
     BodyTooLarge => PAYLOAD_TOO_LARGE, 45002, "body-too-large";
     /// A body without Content-Length found no room in `replay_budget`.
     OutOfBudget => SERVICE_UNAVAILABLE, -1, "out-of-budget";
+    /// As many connections, or calls at once, as there may be.
+    Overloaded => SERVICE_UNAVAILABLE, -1, "overloaded";
+    /// The path is called more often than `rates` says; on the admin port, too many requests with a key, or refreshes. Not -1, which clients retry at once (`wechat-api.md` 6): 45011 is
+    /// what WeChat would have said, and asks to slow down.
+    RateLimited => TOO_MANY_REQUESTS, 45011, "rate-limited";
     /// A login call of an account whose AppSecret this sidecar has not.
     NoSecret => FORBIDDEN, 48001, "no-secret";
     /// A request to the admin port that a web page may have sent.
@@ -77,8 +92,6 @@ causes! {
     NoKey => UNAUTHORIZED, 48001, "no-key";
     /// A key that is not for this account, or an account that is not here.
     ForeignAppid => FORBIDDEN, 48001, "foreign-appid";
-    /// Too many requests with a key, or refreshes of an account.
-    RateLimited => TOO_MANY_REQUESTS, 45011, "rate-limited";
     /// What this sidecar is not set up for.
     NotOffered => NOT_FOUND, 40097, "not-offered";
     /// A refresh that brought no token.
@@ -113,6 +126,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The same failure, and when to try again.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
     /// A failure without a `Retry-After`.
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into(), retry_after: None }

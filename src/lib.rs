@@ -14,23 +14,30 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`metrics`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
-//! as far as we know it, for tests and laptops.
+//! [`deadline`], [`policy`], [`rates`], [`slots`], [`clients`], [`error`], [`credentials`], [`origin`], [`hosts`],
+//! [`tls`], [`ca`], [`metrics`], [`telemetry`], [`signal`], [`harden`]. [`sim`] is WeChat itself, as far as we know it, for
+//! tests and laptops.
 
 pub mod account;
 pub mod admin;
 pub mod app;
 pub mod ca;
+pub mod clients;
 pub mod config;
 pub mod credentials;
+pub mod deadline;
 pub mod error;
+pub mod harden;
 pub mod hosts;
 pub mod metrics;
 pub mod origin;
+pub mod policy;
 pub mod proxy;
+pub mod rates;
 pub mod server;
 pub mod signal;
 pub mod sim;
+pub mod slots;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

@@ -1,18 +1,21 @@
 //! THE WAY: what happens to a request, in what order. The data plane's front page.
 //!
-//! `accept → record → route → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
+//! `accept → record → gate → route → admit → hold → credential → inject → forward → inspect → (refresh → replay) → reply → record closes`
 //!
-//! `Proxy::exchange` reads from top to bottom. The steps: [`route`] says whose credential and where it goes,
-//! [`call`] holds the body, [`credential`] and [`inject`] write it, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
+//! `Proxy::exchange` reads from top to bottom. The steps: [`gate`] turns away who has no business here, [`route`] says
+//! whose credential and where it goes, [`admission`] gives the call its turn and its place, [`call`] holds the body, [`credential`] and [`inject`] write it, [`upstream`] speaks to WeChat, [`inspect`] finds a refused
 //! token, [`reply`] carries the answer back, [`record`] writes the line. [`answer`] is for what is never forwarded.
 //!
 //! A call goes upstream twice only because WeChat said that the token it carried was bad (40001, 40014, 42001).
 //! Never because of a timeout, a reset or -1: a message sent twice is worse than an error.
 
+pub mod admission;
 pub mod answer;
 pub mod call;
 pub mod chronic;
 pub mod credential;
+pub mod gate;
+pub mod head;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
@@ -25,16 +28,19 @@ pub mod upstream;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::clients::Keyring;
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
 use crate::metrics::Tally;
-use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
+use crate::proxy::admission::{Admission, Capacity};
+use crate::proxy::call::{Call, Heading, Limits, ReplayBudget, read_small};
 use crate::proxy::chronic::Chronic;
+use crate::proxy::gate::Gate;
+use crate::proxy::inject::Target;
 use crate::proxy::inspect::{Inspector, Verdict};
 use crate::proxy::mask::Mask;
 use crate::proxy::record::Record;
@@ -42,6 +48,7 @@ use crate::proxy::reply::Outbound;
 use crate::proxy::route::{Action, Route, Routes, SecretForm};
 use crate::proxy::upstream::{NotAnswered, Reply, Upstream};
 use crate::server::{Connection, Handler};
+use crate::slots::Slot;
 use crate::token::Token;
 use crate::token::keeper::{Refresh, Refusal, Said};
 
@@ -56,10 +63,18 @@ pub struct Config {
     pub replay_budget: u64,
     /// The longest a call waits for a token.
     pub token_wait: Duration,
+    /// Whom to listen to.
+    pub gate: gate::Config,
+    /// Who may call, if that is asked.
+    pub keyring: Option<Keyring>,
+    /// How much may go on at once.
+    pub admission: admission::Config,
 }
 
 /// One worker's proxy: the routes, its own way to WeChat, and the limits.
 pub struct Proxy {
+    gate: Gate,
+    admission: Admission,
     routes: Routes,
     upstream: Upstream,
     limits: Limits,
@@ -77,6 +92,10 @@ enum Answer {
 
 impl Handler for Proxy {
     type Body = Outbound;
+
+    fn place(&self) -> Result<Option<Slot>, Failure> {
+        self.admission.connection().map(Some)
+    }
 
     fn opened(&self) {
         self.tally.connection_opened();
@@ -102,13 +121,14 @@ impl Handler for Proxy {
 }
 
 impl Proxy {
-    /// A worker's proxy. `budget` is shared by all of them; `tally` is this worker's own.
+    /// A worker's proxy. `budget` and `capacity` are shared by all of them; `tally` is this worker's own.
     #[must_use]
     pub fn new(
         config: &Config,
         routes: Routes,
         upstream: Upstream,
         budget: ReplayBudget,
+        capacity: Capacity,
         tally: Tally,
     ) -> Self {
         let limits = Limits {
@@ -118,8 +138,10 @@ impl Proxy {
             budget,
         };
         let host = upstream.config().origin.host_header();
-        let (token_wait, tally) = (config.token_wait, Rc::new(tally));
-        Self { routes, upstream, limits, token_wait, host, chronic: Chronic::default(), tally }
+        let (gate, routes) = (Gate::new(config.gate.clone()), routes.for_clients(config.keyring.clone()));
+        let admission = Admission::new(config.admission.clone(), capacity);
+        let (token_wait, chronic, tally) = (config.token_wait, Chronic::default(), Rc::new(tally));
+        Self { gate, admission, routes, upstream, limits, token_wait, host, chronic, tally }
     }
 
     /// The way to WeChat, for the sweep of idle connections.
@@ -135,13 +157,17 @@ impl Proxy {
         connection: &Connection,
         record: &mut Record,
     ) -> Result<Answer, Failure> {
-        // route: whose credential, and where it goes.
+        // gate: whether to listen at all.
         route::one_host(request.version(), request.headers())?;
+        self.gate.admit(&request, !connection.is_tls())?;
+
+        // route: whose credential, and where it goes.
         if connection.is_tls() {
             self.routes.check_host(request.uri(), request.headers())?;
         }
-        let mut route = self.routes.find(request.method(), request.uri())?;
+        let mut route = self.routes.find_for(request.method(), request.uri(), request.headers())?;
         record.route(route.account.appid(), route.action);
+        record.client(route.client.as_ref());
         match route.action {
             Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
             Action::AnswerUnknownAppid => return Ok(Answer::Ours(answer::unknown_appid())),
@@ -151,33 +177,37 @@ impl Proxy {
             Action::AppendToken | Action::AppendSecret(_) | Action::KeepUserToken => {}
         }
 
+        // admit: its turn, and its place among the calls under way.
+        let place = self.admission.enter(route.account, request.method(), route.target.path()).await?;
+        record.place = Some(place);
+
         // hold: the body is kept while it goes out, or held whole if it has no length.
+        // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
+        let identity = route.action != Action::KeepUserToken;
+        let raw = connection.take_head();
+        let heading = Heading { raw: &raw, host: &self.host, private: self.gate.private(), identity };
         let mut call = match route.action {
             Action::AppendSecret(SecretForm { body: true, .. }) => {
                 let (head, body) = request.into_parts();
                 let body = read_small(body, credential::MAX_SECRET_BODY, self.limits.idle_timeout).await?;
                 match credential::into_body(&self.routes, &mut route, &body)? {
                     Some(body) => {
-                        // It may name another account of ours.
+                        // It may have named another account of ours, on other terms.
                         record.route(route.account.appid(), route.action);
-                        Call::of(head, body, &self.host, &self.limits)
+                        route.check(&head.method)?;
+                        Call::of(head, body, heading, &self.limits)
                     }
                     None => return Ok(Answer::Ours(answer::unknown_appid())),
                 }
             }
-            _ => Call::hold(request, &self.host, &self.limits).await?,
+            _ => Call::hold(request, heading, &self.limits).await?,
         };
-        if route.action != Action::KeepUserToken && call.headers_mut().contains_key(header::ACCEPT_ENCODING) {
-            // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
-            call.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
         // inject, forward.
         let target = credential::write(&route, token.as_ref())?;
-        let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
+        let mut reply = self.forward(&call, &target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
         let Some(token) = token else { return Ok(answered(reply, &route, record)) };
@@ -214,7 +244,7 @@ impl Proxy {
             return Ok(answered(reply, &route, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
-        match self.forward(&call, target, record).await {
+        match self.forward(&call, &target, record).await {
             Ok(mut second) => {
                 match self.inspect(&route, &mut second, record).await? {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
@@ -256,21 +286,14 @@ impl Proxy {
         })
     }
 
-    async fn forward(
-        &self,
-        call: &Call,
-        target: PathAndQuery,
-        record: &mut Record,
-    ) -> Result<Reply, NotAnswered> {
+    async fn forward(&self, call: &Call, target: &Target, record: &mut Record) -> Result<Reply, NotAnswered> {
         let sent_at = Instant::now();
         let outcome = self.upstream.send(call.with(target), &call.progress()).await;
         record.upstream += sent_at.elapsed();
         if !matches!(outcome, Err(NotAnswered { sent: false, .. })) {
             record.attempts += 1;
         }
-        let mut reply = outcome?;
-        call::strip_hop_by_hop(&mut reply.head.headers);
-        Ok(reply)
+        outcome
     }
 
     /// Looks at no more of the reply than it takes to know that it is no refusal.
@@ -280,7 +303,7 @@ impl Proxy {
         reply: &mut Reply,
         record: &mut Record,
     ) -> Result<Verdict, Failure> {
-        if !inspect::can_be_refusal(reply.body.size_hint().exact(), &reply.head.headers) {
+        if !inspect::can_be_refusal(reply.body.size_hint().exact(), reply.head.is_encoded) {
             return Ok(Verdict::Clean);
         }
         let looked_at = Instant::now();
@@ -291,7 +314,7 @@ impl Proxy {
             match reply.body.look().await {
                 Ok(Some(piece)) => {
                     length += piece.len();
-                    match inspector.push(&piece) {
+                    match inspector.push(piece) {
                         Verdict::Undecided => {}
                         // Only at the top level, so far: `base_resp` is read when all of it is there.
                         Verdict::Clean if device && length <= inspect::PREFIX => {}
@@ -320,14 +343,14 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let body = read_small(body, answer::MAX_TOKEN_REQUEST, self.limits.idle_timeout).await?;
         let query = route.target.query().unwrap_or_default();
-        Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &body))
+        Ok(answer::token(&self.routes, &head.method, route.target.path(), query, &head.headers, &body))
     }
 }
 
 /// WeChat's reply, with what it may echo of the account's credentials still to be masked.
 fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
     if record.attempts > 1 {
-        reply.head.headers.insert(ATTEMPTS_HEADER, HeaderValue::from(record.attempts));
+        reply.head.set(ATTEMPTS_HEADER.as_str(), &record.attempts.to_string());
     }
     Answer::WeChats(reply, Mask::new(route.account))
 }

@@ -7,9 +7,12 @@
 
 pub mod entry;
 pub mod framing;
+mod listener;
+pub mod local;
+pub mod spliced;
 mod wordless;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -23,29 +26,41 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
+use crate::deadline::Deadline;
+use crate::error::Failure;
 use crate::server::entry::{Entry, Opened};
-use crate::server::framing::Guarded;
+use crate::server::framing::{Guarded, Heads, Patience};
+use crate::server::listener::{Accepted, Accepting, say};
+use crate::server::spliced::Lines;
+use crate::slots::Slot;
+
+pub use crate::server::listener::Listener;
 
 /// Where and with how many workers calls are accepted.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The address apps call. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The Unix socket apps call instead of that address.
+    pub unix: Option<local::Config>,
     /// The address apps call as if it were WeChat's own, over TLS. Port 0 takes a free one.
     pub tls_listen: Option<SocketAddr>,
     /// Worker threads, each with its own runtime, listener and upstream connections.
     pub workers: NonZeroUsize,
     /// The largest request head, in bytes; above it the answer is 431.
     pub max_head: usize,
+    /// The longest a request's head may take, from its first byte.
+    pub head_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
 }
 
 /// What one connection may cost.
@@ -55,6 +70,10 @@ pub struct Limits {
     pub max_head: usize,
     /// The longest an app may go without taking any of its reply.
     pub idle_timeout: Duration,
+    /// The longest a request's head may take, from its first byte.
+    pub head_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub keep_alive: Duration,
 }
 
 /// How far a stop has come. Only ever moves forward.
@@ -88,6 +107,14 @@ pub trait Handler: 'static {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> impl Future<Output = Response<Self::Body>>;
+
+    /// A place for one more connection, which is given back when the connection ends; `None` if nobody counts them.
+    ///
+    /// # Errors
+    /// There are as many as there may be.
+    fn place(&self) -> Result<Option<Slot>, Failure> {
+        Ok(None)
+    }
 }
 
 /// What a handler may know and ask of the connection a request came on.
@@ -100,6 +127,11 @@ struct State {
     reset: Cell<bool>,
     draining: Cell<bool>,
     tls: Cell<bool>,
+    heads: Heads,
+    /// The head of the request that is answered.
+    head: RefCell<Vec<u8>>,
+    /// The lines of the reply that hyper is about to write.
+    lines: RefCell<Option<Lines>>,
     peer: Cell<Option<SocketAddr>>,
 }
 
@@ -124,6 +156,18 @@ impl Connection {
         self.0.tls.get()
     }
 
+    /// The head of the request that is answered, byte for byte. It is there once.
+    #[must_use]
+    pub fn take_head(&self) -> Vec<u8> {
+        self.0.head.take()
+    }
+
+    /// Gives the reply that is about to be returned these lines in place of those hyper writes for it; only what
+    /// concerns framing and the connection stays hyper's.
+    pub fn answer_with(&self, lines: Lines) {
+        self.0.lines.replace(Some(lines));
+    }
+
     /// Ends the connection with a reset instead of a clean close. A reply without a length whose end is the end of
     /// the connection (HTTP/1.0) would otherwise look whole when it was cut.
     pub fn reset_when_closed(&self) {
@@ -131,9 +175,12 @@ impl Connection {
     }
 }
 
-/// An idle client connection is kept this long, and a head must have come whole by then. nginx's default; longer
-/// than the pools of the SDKs keep theirs, so that they close first and no call meets a closing connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// What an idle connection gets by default: nginx's; longer than the pools of the SDKs keep theirs, so that they close
+/// first and no call meets a closing connection.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// What a head gets by default, which in a machine takes milliseconds.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// hyper's read buffer per connection. Left alone it adapts up to 400 KiB, which one big upload would make every
 /// worker keep (`perf.md`: +12 to +32 MiB for one stream).
@@ -186,27 +233,34 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
 /// # Errors
 /// Only when the listener cannot be handed to the runtime.
 pub async fn serve<H: Handler>(
-    listener: std::net::TcpListener,
+    listener: impl Into<Listener>,
     entry: Entry,
     handler: Rc<H>,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let listener = Accepting::new(listener.into())?;
     let mut connections = JoinSet::new();
-    let take = |connections: &mut JoinSet<()>, stream: TcpStream| {
-        // A small reply must not wait for the app's acknowledgement of the last one.
-        let _ = stream.set_nodelay(true);
+    let turned_away = Rc::new(Cell::new(0));
+    let take = |connections: &mut JoinSet<()>, stream: Accepted| {
+        let place = match listener.check_peer(&stream).and_then(|()| handler.place()) {
+            Ok(place) => place,
+            Err(failure) => return turn_away(connections, stream, &entry, &failure, &turned_away),
+        };
         let (handler, phase) = (Rc::clone(&handler), phase.clone());
         let open = Open::new(&handler);
-        match &entry {
-            Entry::Http => {
+        match (stream, &entry) {
+            (Accepted::Tcp(stream), Entry::Http) => {
                 let serving = serve_connection(stream, handler, limits, phase);
-                connections.spawn_local(async move { while_open(open, serving).await });
+                connections.spawn_local(placed(place, while_open(open, serving)));
             }
-            entry => {
-                let serving = open_connection(stream, entry.clone(), handler, limits, phase);
-                connections.spawn_local(async move { while_open(open, serving).await });
+            (Accepted::Tcp(stream), entry) => {
+                let opening = open_connection(stream, entry.clone(), handler, limits, phase);
+                connections.spawn_local(placed(place, while_open(open, opening)));
+            }
+            (Accepted::Unix(stream), _) => {
+                let serving = serve_connection(stream, handler, limits, phase);
+                connections.spawn_local(placed(place, while_open(open, serving)));
             }
         }
     };
@@ -218,7 +272,7 @@ pub async fn serve<H: Handler>(
             biased;
             _ = &mut draining => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     starved = false;
                     take(&mut connections, stream);
                 }
@@ -228,7 +282,7 @@ pub async fn serve<H: Handler>(
         }
     }
     // Who stands in the queue has been told "connected" by the kernel: closing now would reset them.
-    while let Some(Ok((stream, _))) = try_accept(&listener).await {
+    while let Some(Ok(stream)) = try_accept(&listener).await {
         take(&mut connections, stream);
     }
     drop(listener);
@@ -262,12 +316,46 @@ async fn while_open<H: Handler>(open: Open<H>, serving: impl Future<Output = ()>
 }
 
 /// The next connection of the queue, if one is there now.
-async fn try_accept(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+async fn try_accept(listener: &Accepting) -> Option<io::Result<Accepted>> {
     tokio::select! {
         biased;
         accepted = listener.accept() => Some(accepted),
         () = tokio::task::yield_now() => None,
     }
+}
+
+/// Keeps a connection's place until it has ended.
+async fn placed(place: Option<Slot>, connection: impl Future<Output = ()>) {
+    connection.await;
+    drop(place);
+}
+
+/// Most connections of a listener that are being told that there is no place for them. One more is just closed: saying
+/// no must not cost what saying yes would.
+const MOST_TURNED_AWAY: usize = 64;
+
+/// Tells a connection why it is not served, and ends it.
+fn turn_away(
+    connections: &mut JoinSet<()>,
+    stream: Accepted,
+    entry: &Entry,
+    failure: &Failure,
+    turned_away: &Rc<Cell<usize>>,
+) {
+    tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
+    // Where TLS comes first, words would not be understood.
+    if turned_away.get() >= MOST_TURNED_AWAY || matches!(entry, Entry::Tls(_)) {
+        return;
+    }
+    turned_away.set(turned_away.get() + 1);
+    let (text, turned_away) = (failure.to_bytes(), Rc::clone(turned_away));
+    connections.spawn_local(async move {
+        match stream {
+            Accepted::Tcp(stream) => say(stream, &text).await,
+            Accepted::Unix(stream) => say(stream, &text).await,
+        }
+        turned_away.set(turned_away.get() - 1);
+    });
 }
 
 /// A connection that was gone before it was taken is no news. Anything else is mostly a lack of file descriptors,
@@ -293,7 +381,7 @@ async fn open_connection<H: Handler>(
     mut phase: watch::Receiver<Phase>,
 ) {
     let opened = {
-        let mut opening = pin!(entry::open(stream, &entry));
+        let mut opening = pin!(entry::open(stream, &entry, limits));
         tokio::select! {
             biased;
             opened = &mut opening => opened,
@@ -318,20 +406,24 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
-    connection.0.peer.set(stream.tcp().peer_addr().ok());
-    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout));
+    connection.0.peer.set(stream.tcp().and_then(|tcp| tcp.peer_addr().ok()));
+    let heads = connection.0.heads.clone();
+    let patience = Patience { head: limits.head_timeout, idle: limits.keep_alive };
+    let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout), heads, patience);
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
         connection.0.requests.set(connection.0.requests.get() + 1);
+        connection.0.head.replace(connection.0.heads.take().unwrap_or_default());
         async move { Ok::<_, std::convert::Infallible>(handler.handle(request, &connection).await) }
     });
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // The guard has one of its own, which knows whether a head has begun.
+        .header_read_timeout(None)
         .max_header_size(limits.max_head)
         .max_buf_size(READ_BUFFER.max(limits.max_head + HEAD_SLACK))
-        .preserve_header_case(true)
+        // Heads keep their spelling because they go on as they came, and no head is written into a body's buffer.
+        .writev(true)
         // Replies keep the Date WeChat gave them, or none.
         .auto_date_header(false)
         // An app that shuts down its sending side still waits for its answer.
@@ -414,15 +506,24 @@ struct AppSocket<S: Wire> {
     lingering: Option<Lingering>,
     idle_timeout: Duration,
     /// Runs while the app takes nothing of what is written.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// What goes out in place of a wordless refusal of hyper's, and how much of it has.
-    words: Option<(Vec<u8>, usize)>,
+    stalled: Option<Deadline>,
+    /// What goes out in place of the first bytes that hyper wants written.
+    instead: Option<Instead>,
+}
+
+/// A reply's head, or words for a wordless refusal of hyper's.
+#[derive(Debug)]
+struct Instead {
+    text: Vec<u8>,
+    done: usize,
+    /// How many of hyper's bytes it is for.
+    of: usize,
 }
 
 /// How long an app that has been told goodbye is still listened to.
 #[derive(Debug)]
 struct Lingering {
-    end: Pin<Box<Sleep>>,
+    end: Pin<Box<tokio::time::Sleep>>,
     latest: Instant,
     /// Whether the end was brought nearer because a drain has begun.
     hurried: bool,
@@ -443,28 +544,45 @@ impl Lingering {
 
 impl<S: Wire> AppSocket<S> {
     fn new(stream: S, connection: Connection, idle_timeout: Duration) -> Self {
-        Self { stream, connection, lingering: None, idle_timeout, stalled: None, words: None }
+        Self { stream, connection, lingering: None, idle_timeout, stalled: None, instead: None }
     }
 
-    /// Writes what hyper wants written, or better words for the same.
-    fn write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.words.is_none() {
-            match wordless::words(buf) {
-                Some(words) => self.words = Some((words, 0)),
-                None => return Pin::new(&mut self.stream).poll_write(cx, buf),
+    /// Writes what hyper wants written, with the head that the handler gave, or better words for hyper's own.
+    fn write(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.instead.is_none() {
+            match self.find_instead(bufs)? {
+                Some(instead) => self.instead = Some(instead),
+                None => return Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
             }
         }
-        // hyper comes again with the same bytes until all of them are said to be written.
-        while let Some((words, done)) = &mut self.words {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, &words[*done..]))? {
+        let Some(Instead { text, done, of }) = &mut self.instead else { return Poll::Ready(Ok(0)) };
+        // hyper comes again with the same bytes until they are said to be written.
+        let behind = bufs.get(1..).unwrap_or_default();
+        let mut slices = [io::IoSlice::new(&[]); MOST_SLICES];
+        let most = behind.len().min(MOST_SLICES - 1);
+        slices[1..=most].copy_from_slice(&behind[..most]);
+        while *done < text.len() {
+            slices[0] = io::IoSlice::new(&text[*done..]);
+            match ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..=most]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => *done += n,
             }
-            if *done == words.len() {
-                self.words = None;
-            }
         }
-        Poll::Ready(Ok(buf.len()))
+        let written = *of + (*done - text.len());
+        self.instead = None;
+        Poll::Ready(Ok(written))
+    }
+
+    /// What is to go in place of the first buffer, if anything is.
+    fn find_instead(&self, bufs: &[io::IoSlice<'_>]) -> io::Result<Option<Instead>> {
+        let Some(first) = bufs.first() else { return Ok(None) };
+        let text = match self.connection.0.lines.take() {
+            // SECURITY: a reply without its head must not go out as if it were one.
+            Some(lines) => Some(lines.in_place_of(first).ok_or(io::ErrorKind::InvalidData)?),
+            None if bufs.len() == 1 => wordless::words(first),
+            None => None,
+        };
+        Ok(text.map(|text| Instead { text, done: 0, of: first.len() }))
     }
 
     /// Passes on what became of a write; one that has waited too long fails. An app that stops reading would
@@ -475,41 +593,54 @@ impl<S: Wire> AppSocket<S> {
             return written;
         }
         let timeout = self.idle_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        ready!(stalled.as_mut().poll(cx));
+        let stalled = self.stalled.get_or_insert_with(|| Deadline::after(timeout));
+        ready!(Pin::new(stalled).poll(cx));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app has stopped reading its reply")))
     }
 }
+
+/// Buffers that are written at once behind a head: the body's, which are few.
+const MOST_SLICES: usize = 8;
 
 /// What an app's bytes come over.
 trait Wire: AsyncRead + AsyncWrite + Unpin {
     /// Whether they are encrypted.
     const TLS: bool;
 
-    /// The socket at the bottom.
-    fn tcp(&self) -> &TcpStream;
+    /// The socket at the bottom, if it is one that can be reset.
+    fn tcp(&self) -> Option<&TcpStream>;
 }
 
 impl Wire for TcpStream {
     const TLS: bool = false;
 
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+impl Wire for UnixStream {
+    const TLS: bool = false;
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
     }
 }
 
 impl Wire for TlsStream<TcpStream> {
     const TLS: bool = true;
 
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
     }
 }
 
 impl<S: Wire> Drop for AppSocket<S> {
     fn drop(&mut self) {
-        if self.connection.0.reset.get() {
-            let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+        if self.connection.0.reset.get()
+            && let Some(tcp) = self.stream.tcp()
+        {
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
     }
 }
@@ -526,7 +657,7 @@ impl<S: Wire> AsyncRead for AppSocket<S> {
 
 impl<S: Wire> AsyncWrite for AppSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.write(cx, buf);
+        let written = self.write(cx, &[io::IoSlice::new(buf)]);
         self.in_time(cx, written)
     }
 
@@ -535,14 +666,7 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = match bufs {
-            [one] => self.write(cx, one),
-            // What may be given words goes alone, after what is before it.
-            [before @ .., last] if wordless::words(last).is_some() => {
-                Pin::new(&mut self.stream).poll_write_vectored(cx, before)
-            }
-            _ => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
-        };
+        let written = self.write(cx, bufs);
         self.in_time(cx, written)
     }
 

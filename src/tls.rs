@@ -2,9 +2,11 @@
 //! who call our admin port over TLS ([`ServerIdentity`]).
 //!
 //! Roots are Mozilla's, built in (webpki-roots), so that an empty image works; a file may add others, and is read again
-//! while we run ([`ExtraRoots::reread`]). Names are always verified and there is no switch that says otherwise. The
-//! provider is ring: aws-lc's first use costs about 45 ms of entropy collection, ring 9 ms to the first answer
-//! (`perf.md`).
+//! while we run ([`ExtraRoots::reread`]), and [`pins`] may ask for more than a chain. Names are always verified and there is
+//! no switch that says otherwise. The provider is ring: aws-lc's first use costs about 45 ms of entropy collection, ring
+//! 9 ms to the first answer (`perf.md`).
+
+pub mod pins;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,19 +20,27 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::TlsAcceptor;
 
-/// Roots to trust beside Mozilla's. Clones see the same ones, also after they were read again.
+use pins::{Pinned, Pins};
+
+/// Roots to trust beside Mozilla's, and the keys that a server must have besides, if any are pinned. Clones see the same
+/// ones, also after they were read again.
 #[derive(Clone, Default)]
-pub struct ExtraRoots(Option<Arc<FromFile>>);
+pub struct ExtraRoots {
+    file: Option<Arc<FromFile>>,
+    pins: Pins,
+}
 
 struct FromFile {
     path: PathBuf,
     pem: Mutex<Vec<u8>>,
+    pins: Pins,
     verifier: Arc<Verifier>,
 }
 
 impl fmt::Debug for ExtraRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ExtraRoots").field(&self.0.as_ref().map(|file| &file.path)).finish()
+        let path = self.file.as_ref().map(|file| &file.path);
+        f.debug_struct("ExtraRoots").field("path", &path).field("pins", &self.pins).finish()
     }
 }
 
@@ -41,8 +51,19 @@ impl ExtraRoots {
     /// A sentence that names the file and the remedy: unreadable, no certificate in it, or one that cannot be a root.
     pub fn read(path: &Path) -> Result<Self, String> {
         let pem = read_pem(path)?;
-        let verifier = Arc::new(Verifier(ArcSwap::new(verifier(&parse(path, &pem)?)?)));
-        Ok(Self(Some(Arc::new(FromFile { path: path.to_owned(), pem: Mutex::new(pem), verifier }))))
+        Ok(Self { file: Some(Arc::new(FromFile::new(path, pem, Pins::default())?)), pins: Pins::default() })
+    }
+
+    /// The same roots, for a server that must have one of these keys.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn pinned(self, pins: Pins) -> Result<Self, String> {
+        let file = self.file.map(|file| {
+            let pem = file.pem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            FromFile::new(&file.path, pem, pins.clone()).map(Arc::new)
+        });
+        Ok(Self { file: file.transpose()?, pins })
     }
 
     /// Reads the file again, if there is one. Whether it has other certificates now, which every connection from now
@@ -51,13 +72,13 @@ impl ExtraRoots {
     /// # Errors
     /// As [`read`](Self::read); the roots stay what they were.
     pub fn reread(&self) -> Result<bool, String> {
-        let Some(file) = &self.0 else { return Ok(false) };
+        let Some(file) = &self.file else { return Ok(false) };
         let pem = read_pem(&file.path)?;
         let mut before = file.pem.lock().unwrap_or_else(PoisonError::into_inner);
         if *before == pem {
             return Ok(false);
         }
-        file.verifier.0.store(verifier(&parse(&file.path, &pem)?)?);
+        file.verifier.0.store(current(&parse(&file.path, &pem)?, &file.pins)?);
         *before = pem;
         Ok(true)
     }
@@ -90,22 +111,50 @@ fn parse(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String
     Ok(roots)
 }
 
-/// rustls' own verifier, with Mozilla's roots and these.
-fn verifier(extra: &[CertificateDer<'static>]) -> Result<Arc<WebPkiServerVerifier>, String> {
+impl FromFile {
+    fn new(path: &Path, pem: Vec<u8>, pins: Pins) -> Result<Self, String> {
+        let verifier = Arc::new(Verifier(ArcSwap::new(current(&parse(path, &pem)?, &pins)?)));
+        Ok(Self { path: path.to_owned(), pem: Mutex::new(pem), pins, verifier })
+    }
+}
+
+/// A verifier with Mozilla's roots and these, which asks for one of the pinned keys besides, if any are.
+fn current(extra: &[CertificateDer<'static>], pins: &Pins) -> Result<Arc<Current>, String> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     for root in extra {
         // Checked when the file was read; a root that is refused here is simply not trusted.
         let _ = roots.add(root.clone());
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| format!("these roots cannot be used ({error}); give CA certificates in PEM form"))
+    let unusable =
+        |error: String| format!("these roots cannot be used ({error}); give CA certificates in PEM form");
+    Ok(Arc::new(if pins.is_empty() {
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        Current::Usual(usual.map_err(|error| unusable(error.to_string()))?)
+    } else {
+        Current::Pinned(Pinned::new(roots, pins.clone(), provider).map_err(unusable)?)
+    }))
+}
+
+/// Who verifies now.
+#[derive(Debug)]
+enum Current {
+    Usual(Arc<WebPkiServerVerifier>),
+    Pinned(Pinned),
+}
+
+impl Current {
+    fn get(&self) -> &dyn ServerCertVerifier {
+        match self {
+            Self::Usual(usual) => &**usual,
+            Self::Pinned(pinned) => pinned,
+        }
+    }
 }
 
 /// The verifier in force. SECURITY: every question goes to rustls' own, whole; this only lets it be another one later.
 #[derive(Debug)]
-struct Verifier(ArcSwap<WebPkiServerVerifier>);
+struct Verifier(ArcSwap<Current>);
 
 impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
@@ -116,7 +165,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.0.load().verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        self.0.load().get().verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -125,7 +174,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.load().verify_tls12_signature(message, cert, dss)
+        self.0.load().get().verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -134,11 +183,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.load().verify_tls13_signature(message, cert, dss)
+        self.0.load().get().verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.load().supported_verify_schemes()
+        self.0.load().get().supported_verify_schemes()
     }
 }
 
@@ -146,17 +195,24 @@ impl ServerCertVerifier for Verifier {
 #[must_use]
 pub fn client_config(extra: &ExtraRoots) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .unwrap_or_else(|error| unreachable!("ring speaks TLS 1.2 and 1.3: {error}"));
-    let mut config = match &extra.0 {
+    let mut config = match &extra.file {
+        // SECURITY: `dangerous` is rustls's word for any verifier but its own; ours ask that one first.
         Some(file) => {
             let verifier = Arc::clone(&file.verifier) as Arc<dyn ServerCertVerifier>;
             config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
-        None => {
+        None if extra.pins.is_empty() => {
             let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
             config.with_root_certificates(roots).with_no_client_auth()
+        }
+        None => {
+            let verifier = current(&[], &extra.pins)
+                .unwrap_or_else(|error| unreachable!("Mozilla's roots can be used: {error}"));
+            let verifier = Arc::new(Verifier(ArcSwap::new(verifier)));
+            config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -231,7 +287,7 @@ mod tests {
         let path = dir.path().join("ca.pem");
         std::fs::write(&path, authority("one")).unwrap();
         let roots = ExtraRoots::read(&path).unwrap();
-        let verifier = || Arc::as_ptr(&roots.0.as_ref().unwrap().verifier.0.load());
+        let verifier = || Arc::as_ptr(&roots.file.as_ref().unwrap().verifier.0.load());
         let before = verifier();
         assert_eq!(roots.reread(), Ok(false));
         std::fs::write(&path, "no certificate").unwrap();

@@ -14,14 +14,20 @@ const LAYERS: &[&[&str]] = &[
     &[
         "body",
         "ca",
+        "clients",
         "credentials",
+        "deadline",
         "error",
+        "harden",
         "hosts",
         "metrics",
         "origin",
+        "policy",
+        "rates",
         "readiness",
         "server",
         "signal",
+        "slots",
         "telemetry",
         "tls",
     ],
@@ -87,6 +93,15 @@ fn the_top_of_the_repository_holds_only_what_belongs_there() {
 fn the_readme_tells_every_error_of_ours() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     report(Cause::ALL.iter().filter_map(|cause| untold(*cause, &readme)));
+}
+
+#[test]
+fn every_promise_of_security_names_a_test_that_exists() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let tests = fs::read_dir(root().join("tests/integration")).unwrap();
+    let tests = tests.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
+    let code: String = tests.chain(sources().map(|(_, text)| text)).collect();
+    report(unbacked(&readme, &code).into_iter());
 }
 
 #[test]
@@ -167,6 +182,21 @@ fn untold(cause: Cause, readme: &str) -> Option<String> {
     let row = format!("| {} | `{}` | {} |", cause.status().as_u16(), cause.name(), cause.errcode());
     let told = readme.lines().filter(|line| line.ends_with(&row)).count() == 1;
     (!told).then(|| format!("README.md: tell {cause:?} in a row of the table of failures that ends in {row}"))
+}
+
+/// Rows of the README's table of threats that name no test in their last column, or one that is not there.
+fn unbacked(readme: &str, code: &str) -> Vec<String> {
+    let Some((_, rest)) = readme.split_once("\n## Security\n") else {
+        return vec!["README.md: there is no chapter on security".to_owned()];
+    };
+    let rows = rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    rows.filter(|row| {
+        let test = row.trim_end_matches(" |").rsplit("| ").next().unwrap_or_default().trim_matches('`');
+        test.is_empty() || !code.contains(&format!("fn {test}("))
+    })
+    .map(|row| format!("README.md: no such test: {row}"))
+    .collect()
 }
 
 /// Variables that are no setting, and command lines that would be refused.
@@ -530,6 +560,14 @@ fn what_is_told_wrongly_is_found() {
     for bad in ["", "no-token", "| There is none | 502 | `no-token` | -1 |", &format!("{row}\n{row}")] {
         assert!(untold(cause, bad).is_some(), "{bad}");
     }
+    let table = "\n## Security\n\n| Who | What | Test |\n|---|---|---|\n";
+    assert!(
+        unbacked(&format!("{table}| a | b | `it_holds` |\n\n| c |\n"), "async fn it_holds() {").is_empty()
+    );
+    for bad in ["| a | b | `it_hold` |", "| a | b |", "| a | b |  |"] {
+        assert_eq!(unbacked(&format!("{table}{bad}\n"), "async fn it_holds() {").len(), 1, "{bad}");
+    }
+    assert_eq!(unbacked("", "").len(), 1);
     let found = |text| nonexistent(Path::new("README.md"), text).len();
     for bad in [
         "set WECHAT_SIDECAR_BANANA=1",

@@ -1,25 +1,16 @@
 //! Who may ask the admin port for more than probes: [`Keys`], read from a file of one `key appid[,appid...]` a line.
 //!
-//! SECURITY: a key is given to a [`Secret`] and kept as its SHA-256 only, so there is none to leak; what a caller
+//! SECURITY: a key is kept as its SHA-256 only, so there is none to leak; what a caller
 //! presents is compared with all of them, in the same time whichever it is, if any.
 
 use std::fmt;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
-use zeroize::Zeroizing;
 
-use crate::credentials::{AppId, Secret};
-
-/// The shortest key. At this length of hex digits a guess a millisecond takes half a billion years.
-const SHORTEST: usize = 16;
-/// The largest file that is read, and the most keys in it.
-const MAX_FILE: u64 = 1 << 20;
-const MOST_KEYS: usize = 10_000;
+use crate::credentials::{AppId, keys};
 
 /// The keys of one file. Cheap to clone.
 #[derive(Clone)]
@@ -56,61 +47,20 @@ impl Keys {
     /// # Errors
     /// A sentence that names the path, the line and the remedy, never a key.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let shown = path.display();
-        let cannot = |error| format!("{shown} cannot be read ({error}); check the path and its permissions");
-        let file = std::fs::File::open(path).map_err(cannot)?;
-        let open = file.metadata().map_err(cannot)?.permissions().mode() & 0o004 != 0;
-        let mut bytes = Zeroizing::new(Vec::new());
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(format!("{shown} is larger than 1MiB; give a file of one key a line"));
-        }
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| format!("{shown} is not text; give a file of one key a line"))?;
-        let keys = Self::parse(text).map_err(|what| format!("{shown}, {what}"))?;
-        Ok(Self { open, ..keys })
-    }
-
-    /// The text of such a file.
-    fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "write a line as KEY wx0123456789abcdef, with commas between several appids, or * for all accounts";
-        let mut keys: Vec<Key> = Vec::new();
-        for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let number = number + 1;
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if line.is_empty() {
-                continue;
-            }
-            let (key, appids) = line.split_once(char::is_whitespace).ok_or_else(|| {
-                format!("line {number} has a key without an appid, or an appid without a key; {FORM}")
-            })?;
-            let key = Secret::parse(key)
-                .map_err(|what| format!("line {number}: the key cannot be used, {what}; {FORM}"))?;
-            if key.expose().len() < SHORTEST {
+        let file = keys::read(path)?;
+        let mut found = Vec::with_capacity(file.lines.len());
+        for line in file.lines {
+            if !line.rest.is_empty() {
                 return Err(format!(
-                    "line {number}: the key is shorter than {SHORTEST} characters; make one with `openssl rand -hex 24`"
+                    "{}, line {}: there is more behind the appids, and these keys have nothing but accounts; take it out",
+                    path.display(),
+                    line.number
                 ));
             }
-            let digest = digest(key.expose());
-            if let Some(first) = keys.iter().find(|other| other.digest == digest) {
-                return Err(format!(
-                    "line {number}: the key of line {} again; give it all its appids on one line",
-                    first.line
-                ));
-            }
-            keys.push(Key {
-                digest,
-                scope: scope(appids.trim()).map_err(|what| format!("line {number}: {what}; {FORM}"))?,
-                line: number,
-            });
+            let scope = line.appids.map_or(Scope::All, Scope::These);
+            found.push(Key { digest: digest(line.key.expose()), scope, line: line.number });
         }
-        match keys.len() {
-            0 => Err(format!("there is no key in it; {FORM}")),
-            n if n > MOST_KEYS => Err(format!(
-                "there are more than {MOST_KEYS} keys in it; share keys among those who may see the same"
-            )),
-            _ => Ok(Self { keys: keys.into(), open: false }),
-        }
+        Ok(Self { keys: found.into(), open: file.open })
     }
 
     /// Whether everyone on this machine may read the file.
@@ -167,15 +117,6 @@ fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-fn scope(text: &str) -> Result<Scope, String> {
-    if text == "*" {
-        return Ok(Scope::All);
-    }
-    let appids: Result<Vec<_>, _> = text.split(',').map(|appid| AppId::parse(appid.trim())).collect();
-    // SECURITY: without the text, which may be a key in the wrong place.
-    appids.map(Scope::These).map_err(|what| format!("one of its appids cannot be used, {what}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,7 +131,10 @@ mod tests {
     #[test]
     fn a_line_is_a_key_and_its_appids() {
         let text = format!("\u{feff}# ours\n\n{ONE} wx1,wx2 # the shop\r\n  {TWO}\t* \n");
-        let keys = Keys::parse(&text).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        std::fs::write(&path, text).unwrap();
+        let keys = Keys::read(&path).unwrap();
         assert_eq!(keys.len(), 2);
         let (at, one) = keys.find(ONE).unwrap();
         assert_eq!((at, one.line), (0, 3));
@@ -202,44 +146,8 @@ mod tests {
         }
         assert_eq!(keys.strangers(&[&appid("wx1")]), [appid("wx2")]);
         assert_eq!(format!("{keys:?}"), "Keys(2)");
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_used_is_told_with_its_line_and_without_a_key() {
-        for (text, words) in [
-            (String::new(), "no key in it"),
-            ("# nothing\n".to_owned(), "no key in it"),
-            (format!("\n{ONE}\n"), "line 2 has a key without an appid"),
-            (format!("{} wx1", &ONE[..15]), "line 1: the key is shorter than 16"),
-            (format!("{ONE} wx1\n{ONE} wx2"), "line 2: the key of line 1 again"),
-            (format!("{ONE} wx1,{TWO}"), "appids cannot be used"),
-            (format!("{ONE} wx1,"), "appids cannot be used, it is empty"),
-            (format!("{ONE} {TWO} wx1"), "appids cannot be used"),
-            (format!("{} wx1", "a".repeat(257)), "longer than 256"),
-            (format!("{ONE}微 wx1"), "non-ASCII"),
-        ] {
-            let told = Keys::parse(&text).unwrap_err();
-            assert!(told.contains(words) && told.contains("; "), "{text}: {told}");
-            assert!(!told.contains(&ONE[..8]) && !told.contains(&TWO[..8]), "{told}");
-        }
-        let many: String = (0..=MOST_KEYS).map(|n| format!("key-number-{n:020} *\n")).collect();
-        assert!(Keys::parse(&many).unwrap_err().contains("more than 10000"));
-    }
-
-    #[test]
-    fn a_file_of_keys_is_read_whoever_may_read_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("keys");
-        assert!(Keys::read(&path).unwrap_err().contains("cannot be read"));
-        assert!(Keys::read(dir.path()).unwrap_err().contains("cannot be read"));
-        std::fs::write(&path, format!("{ONE} *")).unwrap();
-        for (mode, open) in [(0o600, false), (0o640, false), (0o644, true)] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(Keys::read(&path).unwrap().is_open(), open);
-        }
-        std::fs::write(&path, b"\xff").unwrap();
-        assert!(Keys::read(&path).unwrap_err().contains("not text"));
-        std::fs::write(&path, vec![b' '; 1 << 21]).unwrap();
-        assert!(Keys::read(&path).unwrap_err().contains("larger than 1MiB"));
+        std::fs::write(&path, format!("{ONE} wx1 allow=/a")).unwrap();
+        let told = Keys::read(&path).unwrap_err();
+        assert!(told.contains("line 1: there is more behind") && !told.contains(ONE), "{told}");
     }
 }

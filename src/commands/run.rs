@@ -10,6 +10,11 @@ pub(super) async fn run(config: Config) -> u8 {
         Ok(signals) => signals,
         Err(code) => return code,
     };
+    if !config.core_dumps
+        && let Err(error) = wechat_sidecar::harden::harden()
+    {
+        tracing::warn!(%error, "core dumps could not be turned off, so a crash may write secrets to a file");
+    }
     #[cfg(feature = "otel")]
     let _traces = match wechat_sidecar::telemetry::traces::init() {
         Ok(traces) => traces,
@@ -35,18 +40,27 @@ pub(super) async fn run(config: Config) -> u8 {
         Err(error) => {
             complain(&error.to_string());
             return match error {
-                BindError::Port { .. } => PORT_TAKEN,
+                BindError::Port { .. } | BindError::Socket { .. } => PORT_TAKEN,
                 BindError::Other(_) => 1,
             };
         }
     };
     let addresses = app.addresses();
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        listen = %addresses.proxy,
-        admin = %addresses.admin,
-        "serving; point the app's WeChat base URL at http://{}", addresses.proxy
-    );
+    let version = env!("CARGO_PKG_VERSION");
+    match app.socket() {
+        None => tracing::info!(
+            version,
+            listen = %addresses.proxy,
+            admin = %addresses.admin,
+            "serving; point the app's WeChat base URL at http://{}", addresses.proxy
+        ),
+        Some(socket) => tracing::info!(
+            version,
+            listen = %format_args!("unix:{}", socket.display()),
+            admin = %addresses.admin,
+            "serving; let the app's HTTP client connect to this socket"
+        ),
+    }
     if let Some(tls) = addresses.tls {
         tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
     }

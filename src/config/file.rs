@@ -147,8 +147,17 @@ impl Reading<'_> {
 
     /// A value as text. A number is taken where its digits are what one would have put in quotes.
     fn scalar(&mut self, setting: &Setting, value: &DeValue<'_>, place: Place) -> Option<Written> {
-        let quoted_only = matches!(setting.kind, Kind::Secret | Kind::Path);
+        let quoted_only = matches!(setting.kind, Kind::Secret | Kind::Path | Kind::Mode);
+        let listed =
+            matches!(setting.kind, Kind::Rules | Kind::Rates | Kind::Hosts | Kind::Pins | Kind::Uids);
         let text = match value {
+            DeValue::Array(items)
+                if listed && items.iter().all(|item| item_text(item.get_ref()).is_some()) =>
+            {
+                // As the other forms have it.
+                let items: Vec<_> = items.iter().filter_map(|item| item_text(item.get_ref())).collect();
+                items.join(", ")
+            }
             DeValue::String(text) => text.as_ref().to_owned(),
             DeValue::Integer(number) if !quoted_only => number.to_string(),
             DeValue::Boolean(on) if setting.kind == Kind::Switch => on.to_string(),
@@ -167,6 +176,15 @@ impl Reading<'_> {
     fn place(&self, span: Range<usize>, account: Option<usize>) -> Place {
         let line = Some(position(self.text, span.start).0);
         Place::File { path: PathBuf::from(self.path), account, line }
+    }
+}
+
+/// An item of a list as text.
+fn item_text(item: &DeValue<'_>) -> Option<String> {
+    match item {
+        DeValue::String(text) => Some(text.as_ref().to_owned()),
+        DeValue::Integer(number) => Some(number.to_string()),
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+mod guards;
 mod others;
 mod serving;
 
@@ -14,6 +15,7 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use guards::GUARDS;
 use others::OTHERS;
 use serving::SERVING;
 
@@ -50,6 +52,8 @@ pub enum Kind {
     Path,
     /// An address to listen on.
     Listen,
+    /// The same, or a Unix socket.
+    ListenAnywhere,
     /// A scheme, a host and a port.
     Origin,
     /// The same, of a proxy, and perhaps a login.
@@ -58,6 +62,18 @@ pub enum Kind {
     Address,
     /// Host names.
     Hosts,
+    /// What may be called, or not.
+    Rules,
+    /// How often.
+    Rates,
+    /// The name of a header and its value.
+    Header,
+    /// A file's permissions, in octal.
+    Mode,
+    /// Numbers of users.
+    Uids,
+    /// Digests of public keys.
+    Pins,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
@@ -132,10 +148,20 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint", "bridge"];
+pub const ACCOUNT_KEYS: &[&str] = &[
+    "appid",
+    "secret",
+    "secret_file",
+    "token_endpoint",
+    "bridge",
+    "allow",
+    "deny",
+    "rates",
+    "max_account_calls",
+];
 
 /// Every setting, in the order people read about them.
-pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [SERVING, OTHERS].concat());
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| [SERVING, GUARDS, OTHERS].concat());
 
 impl Setting {
     /// The flag without its dashes, such as `foo-bar`.

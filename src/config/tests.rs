@@ -1,6 +1,7 @@
 //! What a user writes, and what they get or are told, from the command line to the [`Config`].
 
 mod bridge;
+mod guards;
 mod supply;
 
 use std::ffi::OsString;
@@ -96,6 +97,16 @@ fn an_appid_and_a_secret_are_enough() {
     assert_eq!((config.proxy.replay_limit, config.proxy.replay_budget), (16 << 20, 64 << 20));
     assert_eq!(config.proxy.max_body, 128 << 20);
     assert_eq!(config.telemetry, telemetry::Config::default());
+    assert!(config.proxy.gate.names.is_some() && config.proxy.gate.required.is_none());
+    assert!(config.proxy.keyring.is_none() && config.server.unix.is_none() && !config.core_dumps);
+    let admission = &config.proxy.admission;
+    assert_eq!(
+        (admission.max_connections, admission.max_calls, admission.queue_length),
+        (10_000, 2000, 2000)
+    );
+    assert_eq!((admission.queue_wait, admission.rate_wait), (Duration::from_secs(1), Duration::from_secs(2)));
+    assert_eq!(config.server.head_timeout, Duration::from_secs(20));
+    assert_eq!(config.server.keep_alive, Duration::from_secs(75));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     let source = config.source_for(&config.accounts[0]);
     assert_eq!((source.endpoint, source.fetch_timeout), (Endpoint::Stable, Duration::from_secs(10)));

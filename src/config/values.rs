@@ -229,6 +229,7 @@ pub(super) fn show_size(value: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::guards;
     use crate::config::settings::{Fallback, Kind, SETTINGS};
     use crate::token::source::Egress;
 
@@ -237,7 +238,13 @@ mod tests {
             Kind::AppId => appid(text).map(drop),
             Kind::Secret => secret(text).map(drop),
             Kind::Path => Ok(()),
-            Kind::Listen => listen(text).map(drop),
+            Kind::Listen | Kind::ListenAnywhere => listen(text).map(drop),
+            Kind::Rules => guards::rules(text).map(drop),
+            Kind::Rates => guards::rates(text).map(drop),
+            Kind::Header => guards::required(text).map(drop),
+            Kind::Mode => guards::mode(text).map(drop),
+            Kind::Uids => guards::uids(text).map(drop),
+            Kind::Pins => guards::pins_of(text).map(drop),
             Kind::Origin => origin(text).map(drop),
             Kind::Proxy => Egress::parse(text).map(drop).map_err(|told| Refusal::from_sentence(&told)),
             Kind::Address => address(text).map(drop),

@@ -5,8 +5,10 @@
 //! often an SDK asks, nothing is fetched.
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Response, header};
+use zeroize::Zeroizing;
 
+use crate::clients::KEY_HEADER;
 use crate::proxy::route::Routes;
 
 /// The largest body of a token request; WeChat's own is under 300 bytes.
@@ -14,7 +16,14 @@ pub const MAX_TOKEN_REQUEST: usize = 64 * 1024;
 
 /// Answers `/cgi-bin/token` and `/cgi-bin/stable_token` as WeChat would, with a placeholder.
 #[must_use]
-pub fn token(routes: &Routes, method: &Method, path: &str, query: &str, body: &[u8]) -> Response<Bytes> {
+pub fn token(
+    routes: &Routes,
+    method: &Method,
+    path: &str,
+    query: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Response<Bytes> {
     let stable = path == "/cgi-bin/stable_token";
     if stable && method != Method::POST {
         return error(43002, "require POST method");
@@ -25,13 +34,31 @@ pub fn token(routes: &Routes, method: &Method, path: &str, query: &str, body: &[
     }
     let Some(appid) = asked.param("appid") else { return error(41002, "appid missing") };
     // Any secret will do: it is ours that counts. None at all is a mistake WeChat would name, too.
-    if asked.param("secret").is_none() {
-        return error(41004, "appsecret missing");
-    }
-    match routes.account(&appid) {
-        Some(account) => ok(&format!(r#"{{"access_token":"{}","expires_in":7200}}"#, account.placeholder())),
+    let Some(secret) = asked.param("secret") else { return error(41004, "appsecret missing") };
+    let secret = Zeroizing::new(secret);
+    let account = routes.account(&appid);
+    let Some(clients) = routes.clients() else {
+        return account.map_or_else(unknown_appid, |account| placeholder(account.placeholder()));
+    };
+    // Where keys are asked for, the secret is one, unless the header has it.
+    let key = match headers.get(KEY_HEADER) {
+        Some(key) => key.to_str().unwrap_or_default(),
+        None => &secret,
+    };
+    let Some(client) = clients.by_key(key) else {
+        return error(
+            40125,
+            "invalid appsecret (this wechat-sidecar asks for a key of its client_keys_file in place of the AppSecret)",
+        );
+    };
+    match account.filter(|account| client.may_be(account.appid())) {
+        Some(account) => placeholder(&account.placeholder_for(key)),
         None => unknown_appid(),
     }
+}
+
+fn placeholder(token: &str) -> Response<Bytes> {
+    ok(&format!(r#"{{"access_token":"{token}","expires_in":7200}}"#))
 }
 
 /// What WeChat says to an appid it does not know, for one that we do not hold.

@@ -16,12 +16,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request;
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
+use crate::deadline::Deadline;
 use crate::error::{Cause, Failure};
+use crate::proxy::head::RequestHead;
+use crate::proxy::inject::Target;
+use crate::proxy::upstream;
 
 /// What all calls in flight may keep of their bodies together, in bytes. Shared by all workers: one atomic add for
 /// a call with a body.
@@ -101,21 +105,31 @@ pub struct Limits {
 /// One request on its way to WeChat.
 pub struct Call {
     method: Method,
-    headers: HeaderMap,
-    extensions: Extensions,
+    head: RequestHead,
     body: Held,
+}
+
+/// How a request's head becomes that of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Heading<'a> {
+    /// The head as the app sent it.
+    pub raw: &'a [u8],
+    /// What becomes the `Host`.
+    pub host: &'a HeaderValue,
+    /// Headers that go no further.
+    pub private: &'a [HeaderName],
+    /// Whether compressed replies are declined.
+    pub identity: bool,
 }
 
 impl Call {
     /// Takes a request over: removes what is between the app and us, and holds the body, or gets ready to.
     ///
-    /// `host` becomes the `Host`.
-    ///
     /// # Errors
     /// The body is too large, broke off, stopped coming, or (without a length) found no room.
     pub async fn hold(
         request: Request<Incoming>,
-        host: &HeaderValue,
+        heading: Heading<'_>,
         limits: &Limits,
     ) -> Result<Self, Failure> {
         let (head, incoming) = request.into_parts();
@@ -124,50 +138,35 @@ impl Call {
             Some(length) => Held::while_it_goes_out(incoming, length, limits),
             None => Held::whole(incoming, limits).await?,
         };
-        Ok(Self::new(head, body, host))
+        Ok(Self::new(head, body, heading))
     }
 
     /// A call with a small body that is here already.
     #[must_use]
-    pub fn of(head: request::Parts, body: Bytes, host: &HeaderValue, limits: &Limits) -> Self {
+    pub fn of(head: request::Parts, body: Bytes, heading: Heading<'_>, limits: &Limits) -> Self {
         let held = Held::new(None, body.len() as u64, limits.budget.reserve(0), limits);
         held.0.borrow_mut().chunks.push(body);
-        Self::new(head, held, host)
+        Self::new(head, held, heading)
     }
 
-    fn new(mut head: request::Parts, body: Held, host: &HeaderValue) -> Self {
-        strip_hop_by_hop(&mut head.headers);
-        // hyper has answered `Expect: 100-continue`, or will when it reads the body.
-        head.headers.remove(header::EXPECT);
-        head.headers.insert(header::HOST, host.clone());
+    fn new(head: request::Parts, body: Held, heading: Heading<'_>) -> Self {
+        let request::Parts { method, headers, .. } = head;
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
-        let bare = matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
-        if body.length() > 0 || !bare {
-            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length()));
-        }
-        Self { method: head.method, headers: head.headers, extensions: head.extensions, body }
-    }
-
-    /// The method.
-    #[must_use]
-    pub fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// The headers that go upstream.
-    pub fn headers_mut(&mut self) -> &mut HeaderMap {
-        &mut self.headers
+        let bare = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+        let said = headers.contains_key(header::CONTENT_LENGTH);
+        let length = (body.length() > 0 || said || !bare).then(|| body.length());
+        Self { method, head: RequestHead::new(&heading, &headers, length), body }
     }
 
     /// The request with its credential: the first attempt, or the second after [`Call::again`] said yes.
     #[must_use]
-    pub fn with(&self, target: PathAndQuery) -> Request<Outgoing> {
-        let mut request = Request::new(self.body.outgoing());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = Uri::from(target);
-        *request.headers_mut() = self.headers.clone();
-        *request.extensions_mut() = self.extensions.clone();
-        request
+    pub fn with<'a>(&'a self, target: &'a Target) -> upstream::Request<'a> {
+        upstream::Request {
+            method: &self.method,
+            target: target.as_str(),
+            headers: self.head.as_bytes(),
+            body: self.body.outgoing(),
+        }
     }
 
     /// Whether it is worth asking [`again`](Self::again): what came of the body has been kept.
@@ -191,38 +190,6 @@ impl Call {
     #[must_use]
     pub fn progress(&self) -> Progress {
         Progress(Rc::clone(&self.body.0))
-    }
-}
-
-/// Removes the headers that concern just one connection (RFC 9110 7.6.1), those named in `Connection` among them.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<_> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|&b| b == b','))
-            .filter_map(|name| http::HeaderName::from_bytes(name.trim_ascii()).ok())
-            // SECURITY: framing and target are ours to say; naming them here must not take them away before we
-            // have looked at them.
-            .filter(|name| ![header::CONTENT_LENGTH, header::HOST].contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
-    }
-    for name in [
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::PROXY_AUTHORIZATION,
-        header::PROXY_AUTHENTICATE,
-    ] {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection"] {
-        headers.remove(name);
     }
 }
 
@@ -280,7 +247,7 @@ struct Inner {
     /// Raised when a second attempt begins, so that the first one's body ends.
     attempt: u32,
     idle_timeout: Duration,
-    idle: Option<Pin<Box<Sleep>>>,
+    idle: Option<Deadline>,
     last_progress: Instant,
 }
 
@@ -405,8 +372,8 @@ impl Inner {
                 }
                 Poll::Pending => {
                     let timeout = self.idle_timeout;
-                    let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-                    std::task::ready!(idle.as_mut().poll(cx));
+                    let idle = self.idle.get_or_insert_with(|| Deadline::after(timeout));
+                    std::task::ready!(Pin::new(idle).poll(cx));
                     self.broken = Some(Broken::Stalled);
                     return Poll::Ready(Some(Err(Broken::Stalled)));
                 }

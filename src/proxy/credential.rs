@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::account::{self, Account, Secrets, Spelled};
 use crate::error::{Cause, Failure};
-use crate::proxy::inject::{self, ACCESS_TOKEN, InjectError};
+use crate::proxy::inject::{self, ACCESS_TOKEN, InjectError, Target};
 use crate::proxy::route::{self, Action, Route, Routes, SecretForm};
 use crate::token::Token;
 
@@ -28,8 +28,8 @@ const APPID: &str = "appid";
 ///
 /// # Errors
 /// The target would be too long for a request line.
-pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
-    let Route { account, action, target } = route;
+pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<Target, Failure> {
+    let Route { account, action, target, .. } = route;
     if let Action::AppendSecret(SecretForm { secret: Some(_), .. }) = action {
         check_secret(account, &account.secrets())?;
     }
@@ -67,7 +67,7 @@ fn append_secret(
     form: SecretForm,
     target: &PathAndQuery,
     token: Option<&Token>,
-) -> Result<PathAndQuery, InjectError> {
+) -> Result<Target, InjectError> {
     // A placeholder that an SDK adds to every call has no place here (sdks.md 5: wechatpy on jscode2session).
     let target = inject::strip(target, &[ACCESS_TOKEN])?;
     let secrets = account.secrets();
@@ -84,7 +84,7 @@ fn append_secret(
     if let Some(token) = token {
         params.push((ACCESS_TOKEN, token.expose_encoded()));
     }
-    if params.is_empty() { Ok(target) } else { inject::with_params(&target, &params) }
+    if params.is_empty() { Ok(Target::from(&target)) } else { inject::with_params(&target, &params) }
 }
 
 impl SecretForm {
@@ -104,12 +104,16 @@ fn param<'a>(target: &'a PathAndQuery, name: &str) -> Option<Cow<'a, str>> {
 const COMPONENT_TOKEN: &str = "component_access_token";
 
 /// A user's or a component's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
-fn strip_placeholder(target: &PathAndQuery) -> Result<PathAndQuery, InjectError> {
+fn strip_placeholder(target: &PathAndQuery) -> Result<Target, InjectError> {
     let names = [ACCESS_TOKEN, COMPONENT_TOKEN];
     let query = target.query().unwrap_or_default();
     let placeholder = form_urlencoded::parse(query.as_bytes())
         .any(|(name, value)| names.contains(&&*name) && account::is_placeholder(&value));
-    if placeholder { inject::strip(target, &names) } else { Ok(target.clone()) }
+    if placeholder {
+        inject::strip(target, &names).map(|left| Target::from(&left))
+    } else {
+        Ok(target.into())
+    }
 }
 
 /// Writes the secret into a JSON body that names an appid or a secret. Any other body stays as it came, and the
@@ -156,6 +160,9 @@ pub fn into_body<'a>(
     let named = named.filter(|appid| !appid.is_empty());
     if let Some(appid) = &named {
         let Some(account) = routes.account(appid) else { return Ok(None) };
+        if route.client.as_ref().is_some_and(|client| !client.may_be(account.appid())) {
+            return Ok(None);
+        }
         let in_query = param(&route.target, APPID).filter(|appid| !appid.is_empty());
         if in_query.is_some_and(|in_query| in_query != *appid) {
             return Err(route::two_appids());
@@ -248,14 +255,14 @@ mod tests {
         }
         let token = Token::new("50_token", Instant::now(), Duration::from_secs(7200)).unwrap();
         let token = route.action.carries_token().then_some(token);
-        Ok(write(&route, token.as_ref()).unwrap().to_string())
+        Ok(write(&route, token.as_ref()).unwrap().as_str().to_owned())
     }
 
     fn body(target: &str, body: &str) -> Result<Option<(String, String)>, Failure> {
         let routes = routes();
         let mut route = routes.find(&Method::POST, &target.parse().unwrap())?;
         Ok(into_body(&routes, &mut route, body.as_bytes())?.map(|body| {
-            (write(&route, None).unwrap().to_string(), String::from_utf8(body.to_vec()).unwrap())
+            (write(&route, None).unwrap().as_str().to_owned(), String::from_utf8(body.to_vec()).unwrap())
         }))
     }
 

@@ -10,8 +10,6 @@
 //! Pure: bytes go in, a [`Verdict`] comes out. It keeps a few dozen bytes of state, never allocates, and looks at
 //! each byte once.
 
-use http::{HeaderMap, header};
-
 /// The most a refusal may measure, in bytes. Real ones have about 250; everything longer streams on.
 pub const PREFIX: usize = 4096;
 
@@ -34,14 +32,8 @@ pub enum Verdict {
 /// A reply with another Content-Encoding than `identity` cannot be read; we ask for none, so it is not a refusal of
 /// WeChat's but something the app arranged for.
 #[must_use]
-pub fn can_be_refusal(content_length: Option<u64>, headers: &HeaderMap) -> bool {
-    content_length.is_none_or(|length| (1..=PREFIX as u64).contains(&length))
-        && headers.get_all(header::CONTENT_ENCODING).iter().all(|value| {
-            value.as_bytes().split(|&b| b == b',').all(|coding| {
-                let coding = coding.trim_ascii();
-                coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
-            })
-        })
+pub fn can_be_refusal(content_length: Option<u64>, is_encoded: bool) -> bool {
+    !is_encoded && content_length.is_none_or(|length| (1..=PREFIX as u64).contains(&length))
 }
 
 /// The refusal in a whole reply of the device interfaces, which nest their `errcode` one level down, in `base_resp`

@@ -10,7 +10,6 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue};
 
 use crate::account::{Account, Secrets};
 use crate::token::Token;
@@ -45,20 +44,9 @@ impl Mask {
             .map(str::as_bytes)
     }
 
-    /// Masks every header that echoes a credential. Returns how many did.
-    pub fn headers(&self, headers: &mut HeaderMap) -> usize {
-        let mut found = 0;
-        for value in headers.values_mut() {
-            if self.find(value.as_bytes(), 0).is_none() {
-                continue;
-            }
-            let mut bytes = value.as_bytes().to_vec();
-            self.overwrite(&mut bytes);
-            // `*` is a legal byte of a value; should the rest not be, the value goes as a whole.
-            *value = HeaderValue::from_bytes(&bytes).unwrap_or(HeaderValue::from_static("***"));
-            found += 1;
-        }
-        found
+    /// Masks what echoes a credential in a text that is here as a whole, such as the lines of a head.
+    pub fn text(&self, text: &mut [u8]) {
+        self.overwrite(text);
     }
 
     /// The first credential in `bytes` at or after `from`: where, and how long.
@@ -193,12 +181,12 @@ mod tests {
 
     #[test]
     fn headers_are_masked_too() {
-        let mut headers = HeaderMap::new();
-        headers.insert("location", HeaderValue::from_str(&format!("/x?access_token={TOKEN}")).unwrap());
-        headers.insert("x-other", HeaderValue::from_static("as it was"));
-        assert_eq!(mask().headers(&mut headers), 1);
-        assert_eq!(headers["location"], format!("/x?access_token={}", "*".repeat(TOKEN.len())));
-        assert_eq!(headers["x-other"], "as it was");
+        let lines = |token: &str| {
+            format!(" 302 Found\r\nLocation: /x?access_token={token}\r\nX-Other: as it was\r\n")
+        };
+        let mut text = lines(TOKEN).into_bytes();
+        mask().text(&mut text);
+        assert_eq!(String::from_utf8(text).unwrap(), lines(&"*".repeat(TOKEN.len())));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! SECURITY: of a query only the keys are written, never a value (`peers.md` 5, 15).
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "otel")]
@@ -12,10 +13,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderName, Method, Request, StatusCode};
 use tokio::time::Instant;
 
+use crate::clients::Client;
 use crate::credentials::AppId;
 use crate::error::{Cause, Failure};
 use crate::metrics::labels::{Action, Outcome, REFUSALS};
 use crate::metrics::{Ended, Tally};
+use crate::proxy::admission::Place;
 use crate::proxy::{inject, route, told};
 use crate::telemetry::ACCESS;
 #[cfg(feature = "otel")]
@@ -43,6 +46,8 @@ pub struct Record {
     /// What the reply says that the app gets.
     errcode: Option<i64>,
     looked: bool,
+    /// The call's place among those under way; free again when the record closes.
+    pub place: Option<Place>,
     head: Option<(StatusCode, Duration)>,
     cause: Option<Cause>,
     cut: Option<Cause>,
@@ -56,6 +61,7 @@ struct Line {
     account: Option<AppId>,
     rid: Option<String>,
     trace: Option<String>,
+    client: Option<Arc<Client>>,
 }
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -72,6 +78,7 @@ impl Record {
                 account: None,
                 rid: None,
                 trace: trace.and_then(|parent| told::trace_id(parent.as_bytes())).map(str::to_owned),
+                client: None,
             })
         });
         Self {
@@ -92,6 +99,7 @@ impl Record {
             action: Action::None,
             errcode: None,
             looked: false,
+            place: None,
             head: None,
             cause: None,
             cut: None,
@@ -111,6 +119,13 @@ impl Record {
         };
         if let Some(line) = &mut self.line {
             line.account = Some(appid.clone());
+        }
+    }
+
+    /// Who calls, where that is asked.
+    pub fn client(&mut self, client: Option<&Arc<Client>>) {
+        if let Some(line) = &mut self.line {
+            line.client = client.cloned();
         }
     }
 
@@ -229,6 +244,7 @@ impl Drop for Record {
         tracing::info!(
             target: ACCESS,
             account = line.account.as_ref().map_or("-", AppId::as_str),
+            client = line.client.as_ref().map(|client| client.name()),
             method = line.method.as_str(),
             path = %path.escape_default(),
             keys,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Response, Version};
+use http::{HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::Failure;
@@ -23,6 +23,10 @@ pub struct Outbound {
     ends_connection: Option<Connection>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every reply is WeChat's, and a box for it would be an allocation a call"
+)]
 enum Content {
     Ours(Option<Bytes>),
     WeChats(ReplyBody, Masking),
@@ -75,22 +79,26 @@ impl Outbound {
     /// WeChat's reply, with what it echoes of our credentials masked.
     #[must_use]
     pub fn wechats(
-        mut reply: Reply,
+        reply: Reply,
         mask: Mask,
         http10: bool,
         connection: &Connection,
         mut record: Record,
     ) -> Response<Self> {
-        record.answered(reply.head.status, None);
-        // The version is between neighbours. hyper would take an upstream's 1.0 for the app's, and mark the end of
-        // a reply without a length by closing, where a cut looks whole, instead of with chunks. To an app of 1.0
-        // it speaks 1.0 by itself.
-        reply.head.version = Version::HTTP_11;
-        let ends_connection =
-            (http10 && reply.body.size_hint().exact().is_none()).then(|| connection.clone());
-        mask.headers(&mut reply.head.headers);
-        let content = Content::WeChats(reply.body, Masking::new(mask));
-        Response::from_parts(reply.head, Self { content, record, ends_connection })
+        let Reply { mut head, body } = reply;
+        record.answered(head.status, None);
+        let ends_connection = (http10 && body.size_hint().exact().is_none()).then(|| connection.clone());
+        mask.text(head.text_mut());
+        let (status, length) = (head.status, head.length_without_body);
+        connection.answer_with(head.into_lines());
+        let content = Content::WeChats(body, Masking::new(mask));
+        // Of the head hyper decides what concerns the connection and where the body ends; the rest is in the lines.
+        let mut response = Response::new(Self { content, record, ends_connection });
+        *response.status_mut() = status;
+        if let Some(length) = length {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        response
     }
 }
 

@@ -1,18 +1,24 @@
 //! Which paths pass, for which account, with which credential: [`Routes::find`] gives every request its [`Route`].
 //!
+//! What may be called at all is the account's [`Policy`](crate::policy::Policy); where client keys are asked for, a
+//! call without a known one has no way.
+//!
 //! One static table, matched on the very bytes that go upstream. SECURITY: a path that would mean another row of the
 //! table to whoever normalizes it (`..`, `%2e`, `//`, a backslash, another case) is refused, so that
 //! `/sns/jscode2session/../../cgi-bin/token` cannot bring anyone a real token; every other path goes as it came.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Uri, Version, header};
 
 use crate::account::{self, Account};
+use crate::clients::{Client, Clients, KEY_HEADER, Keyring};
 use crate::error::{Cause, Failure};
 use crate::hosts::{self, Hosts};
+use crate::policy::{Denied, shown};
 use crate::proxy::inject;
 
 /// What a path needs.
@@ -61,6 +67,8 @@ pub struct Route<'a> {
     pub action: Action,
     /// Path and query as the app wrote them, less an account's prefix.
     pub target: PathAndQuery,
+    /// Who calls, where client keys are asked for. On the token endpoint that is found out while it is answered.
+    pub client: Option<Arc<Client>>,
 }
 
 const SECRET: Action =
@@ -97,6 +105,7 @@ pub struct Routes {
     accounts: Vec<Account>,
     by_appid: HashMap<String, usize>,
     hosts: Hosts,
+    keyring: Option<Keyring>,
 }
 
 impl Routes {
@@ -108,7 +117,7 @@ impl Routes {
     pub fn new(accounts: Vec<Account>) -> Self {
         assert!(!accounts.is_empty(), "a configuration has at least one account");
         let by_appid = accounts.iter().enumerate().map(|(i, a)| (a.appid().as_str().to_owned(), i)).collect();
-        Self { accounts, by_appid, hosts: Hosts::default() }
+        Self { accounts, by_appid, hosts: Hosts::default(), keyring: None }
     }
 
     /// The same routes, speaking for these hosts.
@@ -117,17 +126,38 @@ impl Routes {
         Self { hosts, ..self }
     }
 
+    /// The same routes, for those who show a key of this ring.
+    #[must_use]
+    pub fn for_clients(self, keyring: Option<Keyring>) -> Self {
+        Self { keyring, ..self }
+    }
+
+    /// Who may call, if that is asked.
+    #[must_use]
+    pub fn clients(&self) -> Option<Arc<Clients>> {
+        self.keyring.as_ref().map(Keyring::clients)
+    }
+
     /// The account of an appid.
     #[must_use]
     pub fn account(&self, appid: &str) -> Option<&Account> {
         self.by_appid.get(appid).map(|&i| &self.accounts[i])
     }
 
+    /// Finds the way of a request without headers.
+    ///
+    /// # Errors
+    /// As [`find_for`](Self::find_for).
+    pub fn find(&self, method: &Method, uri: &Uri) -> Result<Route<'_>, Failure> {
+        self.find_for(method, uri, &HeaderMap::new())
+    }
+
     /// Finds the way of a request.
     ///
     /// # Errors
-    /// What cannot be a WeChat call: `CONNECT`, `TRACE`, a target that is not a path, an ambiguous path.
-    pub fn find(&self, method: &Method, uri: &Uri) -> Result<Route<'_>, Failure> {
+    /// What cannot be a WeChat call: `CONNECT`, `TRACE`, a target that is not a path, an ambiguous path. And what may not
+    /// be one: a path that is not allowed, a caller without a key.
+    pub fn find_for(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Route<'_>, Failure> {
         // SECURITY: sdks.md 7, 8: a target that does not begin with one slash could name another host to whoever
         // builds a URL from it; TRACE would echo the credential.
         if method == Method::CONNECT || method == Method::TRACE {
@@ -155,10 +185,7 @@ impl Routes {
         let path = target.path();
         let action = action(path);
         if normalized(path).is_some_and(|normal| self::action(&normal) != action) {
-            return Err(Failure::new(
-                Cause::AmbiguousPath,
-                "the path would mean another one once normalized (dot segments, double slashes, escapes, letter case), which decides about the credential; nothing was sent. Write the path as WeChat documents it",
-            ));
+            return Err(ambiguous("which decides about the credential"));
         }
         let query = target.query().unwrap_or_default();
         // Acting for a component or one of its merchants: the token is not ours to judge (wechat-api.md 4d).
@@ -170,9 +197,16 @@ impl Routes {
             }
             action => action,
         };
-        let Some(mut account) = self.choose(query, prefix)? else {
-            let account = &self.accounts[0];
-            return Ok(Route { account, action: Action::AnswerUnknownAppid, target });
+        let client = match self.clients() {
+            Some(clients) if action != Action::AnswerToken => {
+                Some(identify(&clients, action, query, headers)?)
+            }
+            _ => None,
+        };
+        let default = client.as_ref().and_then(|client| self.account(client.default_account().as_str()));
+        let default = default.unwrap_or(&self.accounts[0]);
+        let Some(mut account) = self.choose(query, prefix, default)? else {
+            return Ok(Route { account: default, action: Action::AnswerUnknownAppid, target, client });
         };
         if let Action::AppendSecret(_) | Action::AnswerToken = action {
             let named = self.of_appid(query)?;
@@ -187,7 +221,13 @@ impl Routes {
                 Asked::Unknown => action = Action::AnswerUnknownAppid,
             }
         }
-        Ok(Route { account, action, target })
+        if client.as_ref().is_some_and(|client| !client.may_be(account.appid())) {
+            // As any account that is not there for this caller.
+            action = Action::AnswerUnknownAppid;
+        }
+        let route = Route { account, action, target, client };
+        route.check(method)?;
+        Ok(route)
     }
 
     fn speaks_for(&self, scheme: &Scheme, authority: &Authority) -> bool {
@@ -233,7 +273,12 @@ impl Routes {
     ///
     /// # Errors
     /// Placeholders of two accounts.
-    fn choose(&self, query: &str, prefix: Prefix<'_>) -> Result<Option<&Account>, Failure> {
+    fn choose<'a>(
+        &'a self,
+        query: &str,
+        prefix: Prefix<'_>,
+        default: &'a Account,
+    ) -> Result<Option<&'a Account>, Failure> {
         let mut placeholder: Option<Cow<'_, str>> = None;
         for (_, token) in params(query).filter(|(name, _)| name == inject::ACCESS_TOKEN) {
             let Some(appid) = account::placeholder_appid(&token) else { continue };
@@ -245,7 +290,7 @@ impl Routes {
         Ok(match (placeholder, prefix) {
             (Some(appid), _) => self.account(&appid),
             (None, Prefix::Of(appid)) => self.account(appid),
-            (None, Prefix::None) => Some(&self.accounts[0]),
+            (None, Prefix::None) => Some(default),
         })
     }
 
@@ -258,6 +303,100 @@ impl Routes {
         }
         Ok(self.account(&appid).map_or(Asked::Unknown, Asked::Ours))
     }
+}
+
+impl Route<'_> {
+    /// Whether the account, and the client, may make this call. What is answered here goes nowhere, and always may.
+    ///
+    /// # Errors
+    /// The path is not allowed, or would not be once normalized.
+    pub fn check(&self, method: &Method) -> Result<(), Failure> {
+        if matches!(self.action, Action::AnswerToken | Action::AnswerUnknownAppid) {
+            return Ok(());
+        }
+        let (policy, path) = (&self.account.terms().policy, self.target.path());
+        policy.check(method, path).map_err(|denied| not_allowed(method, path, &denied))?;
+        let allow = self.client.as_ref().and_then(|client| Some((client.allow()?, client.name())));
+        if let Some((rules, name)) = allow
+            && rules.find(method, path).is_none()
+        {
+            return Err(Failure::new(
+                Cause::NotAllowed,
+                format!(
+                    "{method} {} is in no rule of this client's key ({name} of client_keys_file); nothing was sent. Call what it allows, or add the path to its allow=",
+                    shown(path)
+                ),
+            ));
+        }
+        // SECURITY: the bytes that go upstream are allowed; what WeChat may read them as must be, too.
+        if let Some(normal) = normalized(path) {
+            let denied = policy.check_folded(method, &normal).is_err();
+            if denied || allow.is_some_and(|(rules, _)| rules.find_folded(method, &normal).is_none()) {
+                return Err(ambiguous("which is not allowed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ambiguous(what: &str) -> Failure {
+    Failure::new(
+        Cause::AmbiguousPath,
+        format!(
+            "the path would mean another one once normalized (dot segments, double slashes, escapes, letter case), {what}; nothing was sent. Write the path as WeChat documents it"
+        ),
+    )
+}
+
+fn not_allowed(method: &Method, path: &str, denied: &Denied) -> Failure {
+    let path = shown(path);
+    let message = match denied {
+        Denied::By(rule) => format!(
+            "{method} {path} is denied by the rule {rule}; nothing was sent. Take the rule out of deny if the app needs the path"
+        ),
+        Denied::Unlisted => format!(
+            "{method} {path} is in no rule of allow; nothing was sent. If the app needs it, add it, as in allow = [\"default\", \"/new/path/**\"] (default stands for the paths that are known)"
+        ),
+    };
+    Failure::new(Cause::NotAllowed, message)
+}
+
+/// Who calls: by the key in the header, else by the placeholder that was given for a key, else by a key that an SDK
+/// sends as the secret it was told.
+fn identify(
+    clients: &Clients,
+    action: Action,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Arc<Client>, Failure> {
+    let told = |what: &str| {
+        Failure::new(
+            Cause::ClientKey,
+            format!(
+                "{what}; nothing was sent. Give the app a key of client_keys_file: as its AppSecret, if it fetches a token here and sends what it gets, or in the header {KEY_HEADER}"
+            ),
+        )
+    };
+    // SECURITY: a key that is shown decides, be it wrong; no other one is tried instead.
+    if let Some(key) = headers.get(KEY_HEADER) {
+        let client = key.to_str().ok().and_then(|key| clients.by_key(key));
+        return client.cloned().ok_or_else(|| told("the call has a client key that is not known"));
+    }
+    let mut what = "the call has no client key";
+    for (_, token) in params(query).filter(|(name, _)| name == inject::ACCESS_TOKEN) {
+        let Some(appid) = account::placeholder_appid(&token) else { continue };
+        what = "the call has a placeholder that was given for no key that is known";
+        if let Some(client) = account::placeholder_tag(&token).and_then(|tag| clients.by_tag(tag, appid)) {
+            return Ok(Arc::clone(client));
+        }
+    }
+    if let Action::AppendSecret(SecretForm { secret: Some(secret), .. }) = action {
+        let mut shown = params(query).filter(|(name, _)| name == secret);
+        if let Some(client) = shown.find_map(|(_, key)| clients.by_key(&key).cloned()) {
+            return Ok(client);
+        }
+    }
+    Err(told(what))
 }
 
 /// Which account a call asks for by its appid.

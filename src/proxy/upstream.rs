@@ -2,32 +2,42 @@
 //! comes. Everything about that conversation is decided here and nowhere else: connections, TLS, timeouts, and
 //! whether a connection that died may be replaced.
 //!
-//! One per worker: no other thread ever sees these connections.
+//! One per worker: no other thread ever sees these connections. The HTTP is our own, over httparse: [`message`] reads
+//! a reply, [`wire`] is a connection. hyper's client costs half of all instructions of a call (`perf.md`: it checks a
+//! token of 512 characters byte by byte, fills a second map of headers, and speaks to a task over a channel); toward
+//! the app, where hostile bytes enter, it is hyper.
 
-use std::cell::{Cell, RefCell};
+mod message;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Uri, header, response};
+use bytes::{Bytes, BytesMut};
+use http::{Method, Uri};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
+use crate::deadline::Deadline;
 use crate::error::{Cause, Failure};
 use crate::origin::{Origin, Reach};
-use crate::proxy::call::{Outgoing, Progress};
+use crate::proxy::call::{Broken, Outgoing, Progress};
+use crate::proxy::head::ReplyHead;
+use crate::proxy::upstream::message::{Decoder, Final, Next};
+use crate::proxy::upstream::wire::{HeadReader, NoHead, Pool, Quiet, Stuck, Upload, Wire};
 use crate::tls::{self, ExtraRoots};
 
 /// Where WeChat is and how long it may take.
@@ -45,25 +55,17 @@ pub struct Config {
     pub idle_timeout: Duration,
 }
 
-/// An idle connection is used again for this long. Well below the 60 to 75 s after which servers close theirs: a
-/// call that meets a closing connection fails, because it cannot be known whether it was read.
-const KEEP_IDLE: Duration = Duration::from_secs(45);
-
-/// An upstream that closes a connection sooner than this after a reply, without having said so, keeps none alive.
-const HARDLY_IDLE: Duration = Duration::from_secs(1);
-
-/// Once that was seen, connections are used for one call each for so long. A call on a connection that is just being
-/// closed fails, because it cannot be known whether it was read: this bounds such calls to one in so much time.
-const DISTRUST: Duration = Duration::from_secs(30);
-
-/// Idle connections kept per worker.
-const MOST_IDLE: usize = 512;
-
-/// hyper's read buffer per connection: one big download must not grow the process by tens of MiB (`perf.md`).
-const READ_BUFFER: usize = 128 * 1024;
-
-/// The largest reply head.
-const MAX_HEAD: usize = 64 * 1024;
+/// A request as it goes: nothing is added to it.
+pub struct Request<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// Path and query, with the credential.
+    pub target: &'a str,
+    /// The header lines, with the empty one after them. The length of the body is among them.
+    pub headers: &'a [u8],
+    /// The body.
+    pub body: Outgoing,
+}
 
 /// The pool, the connector and the clock of one worker.
 pub struct Upstream {
@@ -72,7 +74,12 @@ pub struct Upstream {
     address: Uri,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     pool: Rc<Pool>,
+    /// Where the next request is written together.
+    buffer: Cell<Vec<u8>>,
 }
+
+/// The largest buffer that is kept for the next request.
+const LARGEST_BUFFER: usize = 32 * 1024;
 
 /// Why sending failed, and whether WeChat can have seen any of it.
 #[derive(Debug)]
@@ -86,10 +93,6 @@ pub struct NotAnswered {
 impl NotAnswered {
     fn before_sending(cause: Cause, message: String) -> Self {
         Self { failure: Failure::new(cause, message), sent: false }
-    }
-
-    fn after_sending(cause: Cause, message: String) -> Self {
-        Self { failure: Failure::new(cause, message), sent: true }
     }
 }
 
@@ -122,7 +125,7 @@ impl Upstream {
         // The connector reads only host and port; http:// keeps it from thinking about TLS, which is ours.
         let address =
             format!("http://{address}/").parse().map_err(|_| format!("{} is not a host", config.origin))?;
-        Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), config })
+        Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), buffer: Cell::default(), config })
     }
 
     /// The configuration it was made with.
@@ -138,20 +141,20 @@ impl Upstream {
     ///
     /// # Errors
     /// [`NotAnswered`]: WeChat could not be reached, did not answer in time, or answered what is not HTTP.
-    pub async fn send(
-        &self,
-        mut request: Request<Outgoing>,
-        progress: &Progress,
-    ) -> Result<Reply, NotAnswered> {
-        while let Some(connection) = self.pool.take() {
-            if !connection.is_fit().await {
-                self.pool.found_closed(&connection);
-                continue;
-            }
-            match self.exchange(connection.wire, request, progress).await {
-                Ok(reply) => return Ok(reply),
-                Err(Unsent::Back(back)) => request = back,
-                Err(Unsent::Told(told)) => {
+    pub async fn send(&self, request: Request<'_>, progress: &Progress) -> Result<Reply, NotAnswered> {
+        let Request { method, target, headers, body } = request;
+        let mut out = self.buffer.take();
+        for part in [method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n", headers] {
+            out.extend_from_slice(part);
+        }
+        let mut upload = Upload::new(out, body);
+        let to_head = method == Method::HEAD;
+        // Whatever the first look at it says is still so at the first write: nothing is waited for in between.
+        while let Some(mut wire) = poll_fn(|cx| Poll::Ready(self.pool.take(cx))).await {
+            match self.exchange(&mut wire, &mut upload, to_head, progress).await {
+                Ok(answer) => return Ok(self.reply(wire, upload, answer)),
+                Err(told) if !told.sent && told.failure.cause == Cause::UpstreamClosed => {}
+                Err(told) => {
                     if told.failure.cause == Cause::UpstreamClosed {
                         self.pool.distrust();
                     }
@@ -159,17 +162,16 @@ impl Upstream {
                 }
             }
         }
-        let wire = self.connect().await?;
-        self.exchange(wire, request, progress).await.map_err(|unsent| match unsent {
-            Unsent::Told(told) => told,
-            Unsent::Back(_) => NotAnswered::before_sending(
-                Cause::UpstreamClosed,
-                format!(
-                    "{} closed the new connection before the call was sent; try again",
-                    self.config.origin
-                ),
-            ),
-        })
+        let mut wire = self.connect().await?;
+        if poll_fn(|cx| Poll::Ready(wire.is_quiet(cx))).await != Quiet::Yes {
+            let message = format!(
+                "{} closed the new connection before the call was sent; try again",
+                self.config.origin
+            );
+            return Err(NotAnswered::before_sending(Cause::UpstreamClosed, message));
+        }
+        let answer = self.exchange(&mut wire, &mut upload, to_head, progress).await?;
+        Ok(self.reply(wire, upload, answer))
     }
 
     /// Closes connections that have been idle for too long. To be called now and then.
@@ -177,67 +179,83 @@ impl Upstream {
         self.pool.sweep();
     }
 
+    /// Sends, and reads at the same time: an upstream may answer before it has all of a request.
     async fn exchange(
         &self,
-        mut wire: Wire,
-        request: Request<Outgoing>,
+        wire: &mut Wire,
+        upload: &mut Upload,
+        to_head: bool,
         progress: &Progress,
-    ) -> Result<Reply, Unsent> {
-        let mut answer = std::pin::pin!(wire.sender.try_send_request(request));
+    ) -> Result<Answer, NotAnswered> {
         let timeout = self.config.response_timeout;
-        let mut deadline = std::pin::pin!(tokio::time::sleep(timeout));
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => break answer,
-                () = &mut deadline => {
-                    // A long upload has not asked for its answer yet: the time counts from its last byte, and an
-                    // app that pauses is no fault of WeChat's.
-                    let last = if progress.waits_for_app() { Instant::now() } else { progress.last() };
-                    let due = last + timeout;
-                    if due <= Instant::now() {
-                        return Err(Unsent::Told(NotAnswered::after_sending(
-                            Cause::ResponseTimeout,
-                            format!("{} did not answer within response_timeout ({}). The call may or may not have taken effect; it was not sent again", self.config.origin, humantime::format_duration(timeout)),
-                        )));
-                    }
-                    deadline.as_mut().reset(due);
+        let mut reader = HeadReader::default();
+        let (mut is_out, mut broken, mut deadline) = (false, None, None);
+        let answer = poll_fn(|cx| {
+            if !is_out && broken.is_none() {
+                match upload.poll(cx, wire) {
+                    Poll::Ready(Ok(())) => is_out = true,
+                    Poll::Ready(Err(Stuck::Body)) => return Poll::Ready(Err(NoAnswer::Body)),
+                    // It may have said why.
+                    Poll::Ready(Err(Stuck::Wire(error))) => broken = Some(error),
+                    Poll::Pending => {}
                 }
             }
-        };
-        match answer {
-            Ok(reply) if reply.status().is_informational() => Err(Unsent::Told(NotAnswered::after_sending(
-                Cause::UpstreamMalformed,
-                format!(
-                    "{} answered {} to a call that asked for no upgrade",
-                    self.config.origin,
-                    reply.status()
-                ),
-            ))),
-            Ok(reply) if has_doubtful_end(reply.headers()) => Err(Unsent::Told(NotAnswered::after_sending(
-                Cause::UpstreamMalformed,
-                format!(
-                    "{} answered with a Transfer-Encoding that leaves open where the answer ends. The call may or may not have taken effect; it was not sent again",
-                    self.config.origin
-                ),
-            ))),
-            Ok(reply) => {
-                let (head, incoming) = reply.into_parts();
-                let body = ReplyBody {
-                    front: VecDeque::new(),
-                    rest: Some(incoming),
-                    connection: Some((wire, Rc::clone(&self.pool))),
-                    request_is_out: progress.is_out(),
-                    idle_timeout: self.config.idle_timeout,
-                    idle: None,
-                };
-                Ok(Reply { head, body })
+            match (reader.poll(cx, wire, to_head), broken.take()) {
+                (Poll::Ready(Ok((head, came))), _) => return Poll::Ready(Ok(Answer { head, came, is_out })),
+                (Poll::Ready(Err(none)), _) => return Poll::Ready(Err(NoAnswer::Head(none))),
+                (Poll::Pending, Some(error)) => {
+                    return Poll::Ready(Err(NoAnswer::Head(NoHead::Broken(error))));
+                }
+                (Poll::Pending, None) => {}
             }
-            Err(mut error) => match error.take_message() {
-                Some(request) => Err(Unsent::Back(request)),
-                None => Err(Unsent::Told(self.told(error.error(), progress))),
-            },
+            loop {
+                let due = deadline.get_or_insert_with(|| Deadline::after(timeout));
+                ready!(Pin::new(due).poll(cx));
+                // A long upload has not asked for its answer yet: the time counts from its last byte, and an app that
+                // pauses is no fault of WeChat's.
+                let last = if progress.waits_for_app() { Instant::now() } else { progress.last() };
+                if last.elapsed() >= timeout {
+                    return Poll::Ready(Err(NoAnswer::InTime));
+                }
+                deadline = Some(Deadline::new(last, timeout));
+            }
+        })
+        .await;
+        answer.map_err(|none| NotAnswered { failure: self.told(none, progress), sent: upload.has_begun() })
+    }
+
+    fn reply(&self, wire: Wire, upload: Upload, answer: Answer) -> Reply {
+        let Answer { head: Final { head, mut decoder, is_kept, .. }, mut came, is_out } = answer;
+        let upload = if is_out {
+            let buffer = upload.into_buffer();
+            if buffer.capacity() <= LARGEST_BUFFER {
+                self.buffer.set(buffer);
+            }
+            None
+        } else {
+            Some(upload)
+        };
+        let mut body = ReplyBody {
+            front: Front::default(),
+            here: Bytes::new(),
+            rest: None,
+            pool: is_kept.then(|| Rc::clone(&self.pool)),
+            carries_on: None,
+            idle_timeout: self.config.idle_timeout,
+            idle: None,
+        };
+        // A small answer comes whole with its head: its connection is free before anyone has looked at it.
+        if decoder.left().is_some_and(|left| left <= came.len() as u64)
+            && let Ok(next) = decoder.next(&mut came)
+        {
+            if let Next::Data(piece) = next {
+                body.here = piece;
+            }
+            body.settle(Rest { wire, decoder, came, upload });
+        } else {
+            body.rest = Some(Box::new(Rest { wire, decoder, came, upload }));
         }
+        Reply { head, body }
     }
 
     async fn connect(&self) -> Result<Wire, NotAnswered> {
@@ -277,7 +295,7 @@ impl Upstream {
             })?;
         }
         match &self.tls {
-            None => handshake(tcp).await,
+            None => Ok(Wire::Clear(tcp.into_inner())),
             Some((tls, name)) => {
                 let stream = tls.connect(name.clone(), tcp.into_inner()).await.map_err(|error| {
                     NotAnswered::before_sending(
@@ -285,76 +303,56 @@ impl Upstream {
                         format!("no trusted connection to {origin} ({error}); nothing was sent. If a company proxy or a test upstream signs with its own CA, name it in upstream_ca_file"),
                     )
                 })?;
-                handshake(TokioIo::new(stream)).await
+                Ok(Wire::Tls(Box::new(stream)))
             }
         }
     }
 
-    fn told(&self, error: &hyper::Error, progress: &Progress) -> NotAnswered {
+    fn told(&self, none: NoAnswer, progress: &Progress) -> Failure {
+        const MAYBE: &str = "The call may or may not have taken effect; it was not sent again";
         let origin = &self.config.origin;
         if let Some(broken) = progress.broken() {
-            return NotAnswered { failure: broken.failure(), sent: true };
+            return broken.failure();
         }
-        if error.is_parse() || error.is_parse_too_large() {
-            return NotAnswered::after_sending(
+        match none {
+            NoAnswer::Body => Broken::Off.failure(),
+            NoAnswer::InTime => {
+                let timeout = humantime::format_duration(self.config.response_timeout);
+                Failure::new(
+                    Cause::ResponseTimeout,
+                    format!("{origin} did not answer within response_timeout ({timeout}). {MAYBE}"),
+                )
+            }
+            NoAnswer::Head(NoHead::Malformed(what)) => Failure::new(
                 Cause::UpstreamMalformed,
-                format!(
-                    "{origin} answered what is not HTTP ({error}). The call may or may not have taken effect; it was not sent again"
-                ),
-            );
-        }
-        NotAnswered::after_sending(
-            Cause::UpstreamClosed,
-            format!(
-                "{origin} closed the connection before it answered ({}). The call may or may not have taken effect; it was not sent again",
-                innermost(error)
+                format!("{origin} answered what is not sound HTTP: {what}. {MAYBE}"),
             ),
-        )
-    }
-}
-
-enum Unsent {
-    /// Not a byte was written; here it is again.
-    Back(Request<Outgoing>),
-    /// It cannot be sent again.
-    Told(NotAnswered),
-}
-
-/// One connection. Without its sender it ends when what is under way has; `task` can end it at once.
-struct Wire {
-    sender: http1::SendRequest<Outgoing>,
-    task: AbortHandle,
-}
-
-async fn handshake<T>(io: T) -> Result<Wire, NotAnswered>
-where
-    T: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
-{
-    let made = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_buf_size(READ_BUFFER)
-        .max_header_size(MAX_HEAD)
-        .handshake(io)
-        .await;
-    let (sender, connection) =
-        made.map_err(|error| NotAnswered::before_sending(Cause::UpstreamClosed, error.to_string()))?;
-    // Its errors reach whoever uses the sender.
-    let task = tokio::task::spawn_local(async move { drop(connection.await) }).abort_handle();
-    Ok(Wire { sender, task })
-}
-
-/// Whether a reply has another Transfer-Encoding than `chunked`, which we never ask for and would hand on as if it
-/// were the body, or a Content-Length beside it: hyper reads by the chunks then, but leaves the length in the head,
-/// where it would cut the body for the app.
-fn has_doubtful_end(headers: &HeaderMap) -> bool {
-    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (encodings.next(), encodings.next()) {
-        (None, _) => false,
-        (Some(one), None) if one.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {
-            headers.contains_key(header::CONTENT_LENGTH)
+            NoAnswer::Head(NoHead::Closed) => Failure::new(
+                Cause::UpstreamClosed,
+                format!("{origin} closed the connection before it answered. {MAYBE}"),
+            ),
+            NoAnswer::Head(NoHead::Broken(error)) => Failure::new(
+                Cause::UpstreamClosed,
+                format!("{origin} closed the connection before it answered ({}). {MAYBE}", innermost(&error)),
+            ),
         }
-        _ => true,
     }
+}
+
+/// A reply's head, and what came with it.
+struct Answer {
+    head: Final,
+    came: BytesMut,
+    /// Whether all of the request has gone.
+    is_out: bool,
+}
+
+/// Why there is none.
+enum NoAnswer {
+    Head(NoHead),
+    /// The request has no more of its body.
+    Body,
+    InTime,
 }
 
 /// The cause at the bottom, which says more than the layers above it.
@@ -366,82 +364,10 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-/// Idle connections, the one used last on top.
-#[derive(Default)]
-struct Pool {
-    idle: RefCell<VecDeque<Idle>>,
-    /// Until then nothing is kept.
-    distrusted_until: Cell<Option<Instant>>,
-}
-
-struct Idle {
-    wire: Wire,
-    idle_since: Instant,
-}
-
-impl Idle {
-    /// Whether the next call may go out on it now. Never waits for the other side: a connection that is still busy
-    /// (its last call's upload goes on after an early answer) is not idle and is dropped.
-    async fn is_fit(&self) -> bool {
-        // Lets the runtime look at the sockets, and the connection's task see that its peer has closed or, right
-        // after a reply, note that the reply has ended.
-        for _ in 0..3 {
-            tokio::task::yield_now().await;
-            if self.wire.sender.is_ready() || self.wire.sender.is_closed() {
-                break;
-            }
-        }
-        self.wire.sender.is_ready() && !self.wire.sender.is_closed()
-    }
-}
-
-impl Pool {
-    fn take(&self) -> Option<Idle> {
-        loop {
-            // Not in a `while let`, which would hold the borrow while the body wants it.
-            let connection = self.idle.borrow_mut().pop_back()?;
-            if connection.wire.sender.is_closed() {
-                self.found_closed(&connection);
-            } else if connection.idle_since.elapsed() < KEEP_IDLE {
-                return Some(connection);
-            }
-        }
-    }
-
-    fn put(&self, wire: Wire) {
-        if self.distrusted_until.get().is_some_and(|until| Instant::now() < until) {
-            return;
-        }
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() >= MOST_IDLE {
-            idle.pop_front();
-        }
-        idle.push_back(Idle { wire, idle_since: Instant::now() });
-    }
-
-    fn found_closed(&self, connection: &Idle) {
-        if connection.wire.sender.is_closed() && connection.idle_since.elapsed() < HARDLY_IDLE {
-            self.distrust();
-        }
-    }
-
-    /// The other side closes connections it seems to keep.
-    fn distrust(&self) {
-        self.distrusted_until.set(Some(Instant::now() + DISTRUST));
-        drop(self.idle.take());
-    }
-
-    fn sweep(&self) {
-        self.idle
-            .borrow_mut()
-            .retain(|idle| !idle.wire.sender.is_closed() && idle.idle_since.elapsed() < KEEP_IDLE);
-    }
-}
-
 /// What WeChat answered.
 pub struct Reply {
     /// Status and headers, as they came.
-    pub head: response::Parts,
+    pub head: ReplyHead,
     /// The body, as it comes.
     pub body: ReplyBody,
 }
@@ -449,12 +375,52 @@ pub struct Reply {
 /// A reply's body as it streams; what was looked at already stands in front. Gives its connection back when it has
 /// been read to the end, and closes it otherwise.
 pub struct ReplyBody {
-    front: VecDeque<Bytes>,
-    rest: Option<Incoming>,
-    connection: Option<(Wire, Rc<Pool>)>,
-    request_is_out: Rc<Cell<bool>>,
+    front: Front,
+    /// All of it, if it came with the head.
+    here: Bytes,
+    /// What is still to be read; `None` at the end, and when there is no more to be had.
+    rest: Option<Box<Rest>>,
+    /// Where the connection goes afterwards, if it may.
+    pool: Option<Rc<Pool>>,
+    /// A request that was answered before it had gone out goes on behind its answer.
+    carries_on: Option<AbortHandle>,
     idle_timeout: Duration,
-    idle: Option<Pin<Box<Sleep>>>,
+    idle: Option<Deadline>,
+}
+
+struct Rest {
+    wire: Wire,
+    decoder: Decoder,
+    /// What came and has not been handed on.
+    came: BytesMut,
+    upload: Option<Upload>,
+}
+
+/// Pieces that are here. Nearly always it is one.
+#[derive(Default)]
+struct Front {
+    first: Option<Bytes>,
+    more: VecDeque<Bytes>,
+}
+
+impl Front {
+    fn push(&mut self, piece: Bytes) -> &Bytes {
+        if self.first.is_none() {
+            return self.first.insert(piece);
+        }
+        self.more.push_back(piece);
+        self.more.back().unwrap_or_else(|| unreachable!("it was just put there"))
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let next = self.first.take()?;
+        self.first = self.more.pop_front();
+        Some(next)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+        self.first.iter().chain(&self.more)
+    }
 }
 
 /// Why a reply's body ended before its end.
@@ -474,13 +440,9 @@ impl ReplyBody {
     ///
     /// # Errors
     /// The body broke off or stopped coming.
-    pub async fn look(&mut self) -> Result<Option<Bytes>, Cut> {
-        let next = std::future::poll_fn(|cx| self.poll_rest(cx)).await;
-        match next {
-            Some(Ok(piece)) => {
-                self.front.push_back(piece.clone());
-                Ok(Some(piece))
-            }
+    pub async fn look(&mut self) -> Result<Option<&Bytes>, Cut> {
+        match poll_fn(|cx| self.poll_rest(cx)).await {
+            Some(Ok(piece)) => Ok(Some(self.front.push(piece))),
             Some(Err(cut)) => Err(cut),
             None => Ok(None),
         }
@@ -489,50 +451,68 @@ impl ReplyBody {
     /// All that was looked at so far.
     #[must_use]
     pub fn looked_at(&self) -> Vec<u8> {
-        self.front.iter().flat_map(|piece| piece.iter().copied()).collect()
+        self.front.pieces().flat_map(|piece| piece.iter().copied()).collect()
     }
 
     /// Ends a request that was answered before it had gone out, together with its connection. Left to itself it
     /// would wait, and keep the body, for as long as the other side does not close.
     pub fn end_upload(&mut self) {
-        if !self.request_is_out.get()
-            && let Some((wire, _)) = self.connection.take()
-        {
-            wire.task.abort();
+        if self.rest.as_ref().is_some_and(|rest| rest.upload.is_some()) {
+            self.rest = None;
+        }
+        if let Some(carries_on) = self.carries_on.take() {
+            carries_on.abort();
         }
     }
 
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if !self.here.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.here))));
+        }
         loop {
             let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-            match Pin::new(rest).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
+            match rest.decoder.next(&mut rest.came) {
+                Ok(Next::Data(piece)) => {
                     self.idle = None;
-                    match frame.into_data() {
-                        Ok(piece) if !piece.is_empty() => return Poll::Ready(Some(Ok(piece))),
-                        // Trailers end here: `Trailer` and `TE` are between neighbours only.
-                        _ => {}
+                    if let Some(rest) = self.rest.take_if(|rest| rest.decoder.is_end()) {
+                        self.settle(*rest);
                     }
+                    return Poll::Ready(Some(Ok(piece)));
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    self.close();
-                    return Poll::Ready(Some(Err(Cut(Failure::new(
-                        Cause::UpstreamClosed,
-                        format!(
-                            "WeChat's reply broke off before its end ({}). The call may have taken effect; it was not sent again",
-                            innermost(&error)
-                        ),
-                    )))));
-                }
-                Poll::Ready(None) => {
-                    self.finish();
+                Ok(Next::End) => {
+                    if let Some(rest) = self.rest.take() {
+                        self.settle(*rest);
+                    }
                     return Poll::Ready(None);
+                }
+                Ok(Next::More) => {}
+                Err(what) => return Poll::Ready(Some(Err(self.broke_off(what)))),
+            }
+            if let Some(upload) = &mut rest.upload
+                && upload.poll(cx, &mut rest.wire).is_ready()
+            {
+                // Gone, or it never will be; then the connection is none for another call.
+                rest.upload = None;
+                self.pool = None;
+            }
+            let wanted = rest.decoder.left();
+            match rest.wire.fill(cx, &mut rest.came, wanted) {
+                Poll::Ready(Ok(0)) if rest.decoder.ends_with_connection() => {
+                    self.rest = None;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Some(Err(self.broke_off("the connection was closed"))));
+                }
+                Poll::Ready(Ok(_)) => self.idle = None,
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Some(Err(self.broke_off(&innermost(&error)))));
                 }
                 Poll::Pending => {
                     let timeout = self.idle_timeout;
-                    let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-                    ready!(idle.as_mut().poll(cx));
-                    self.close();
+                    let idle = self.idle.get_or_insert_with(|| Deadline::after(timeout));
+                    ready!(Pin::new(idle).poll(cx));
+                    self.rest = None;
                     return Poll::Ready(Some(Err(Cut(Failure::new(
                         Cause::IdleTimeout,
                         format!(
@@ -545,23 +525,29 @@ impl ReplyBody {
         }
     }
 
-    fn close(&mut self) {
+    fn broke_off(&mut self, why: &str) -> Cut {
         self.rest = None;
-        self.connection = None;
+        Cut(Failure::new(
+            Cause::UpstreamClosed,
+            format!(
+                "WeChat's reply broke off before its end ({why}). The call may have taken effect; it was not sent again"
+            ),
+        ))
     }
 
-    /// Read to the end: the connection may carry the next call.
-    fn finish(&mut self) {
-        self.rest = None;
+    /// All of the body is here: lets the connection go, which may carry the next call.
+    fn settle(&mut self, rest: Rest) {
+        let Rest { wire, came, upload, .. } = rest;
         self.idle = None;
-        // An answer that came before the end of the request: the connection has still to carry the rest.
-        if !self.request_is_out.get() {
-            return;
-        }
-        if let Some((wire, pool)) = self.connection.take()
-            && !wire.sender.is_closed()
-        {
-            pool.put(wire);
+        match (upload, self.pool.take()) {
+            // An answer that came before the end of the request: the connection has still to carry the rest.
+            (Some(upload), _) => {
+                let carry = wire::carry_on(wire, upload, self.idle_timeout);
+                self.carries_on = Some(tokio::task::spawn_local(carry).abort_handle());
+            }
+            // SECURITY: what came behind the end would be read as the next call's answer.
+            (None, Some(pool)) if came.is_empty() => pool.put(wire),
+            (None, _) => {}
         }
     }
 }
@@ -571,34 +557,21 @@ impl Body for ReplyBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if let Some(piece) = self.front.pop_front() {
+        if let Some(piece) = self.front.pop() {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         self.poll_rest(cx).map(|next| next.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.front.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+        self.front.first.is_none() && self.here.is_empty() && self.rest.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let front: u64 = self.front.iter().map(|piece| piece.len() as u64).sum();
-        match self.rest.as_ref().map(Body::size_hint) {
-            None => SizeHint::with_exact(front),
-            Some(hint) => match hint.exact() {
-                Some(rest) => SizeHint::with_exact(front + rest),
-                None => SizeHint::default(),
-            },
-        }
-    }
-}
-
-impl Drop for ReplyBody {
-    fn drop(&mut self) {
-        // hyper does not poll a body it knows to be at its end (HEAD, 204, Content-Length: 0, or the last byte
-        // passed): the connection is free all the same.
-        if self.rest.as_ref().is_some_and(Body::is_end_stream) {
-            self.finish();
+        let front = self.front.pieces().map(|piece| piece.len() as u64).sum::<u64>() + self.here.len() as u64;
+        match self.rest.as_ref().map_or(Some(0), |rest| rest.decoder.left()) {
+            Some(rest) => SizeHint::with_exact(front + rest),
+            None => SizeHint::default(),
         }
     }
 }

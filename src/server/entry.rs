@@ -18,7 +18,8 @@ use tokio_rustls::server::TlsStream;
 use crate::ca::Identity;
 use crate::error::{Cause, Failure};
 use crate::hosts;
-use crate::server::{AppSocket, Connection, HEAD_TIMEOUT, framing};
+use crate::server::listener::say;
+use crate::server::{Limits, framing};
 use crate::tls::ServerIdentity;
 
 /// How connections of a listener begin.
@@ -78,11 +79,11 @@ const MAX_CONNECT: usize = 8 * 1024;
 const MAX_CONNECT_HEADERS: usize = 64;
 
 /// Brings a connection to where HTTP begins.
-pub(super) async fn open(stream: TcpStream, entry: &Entry) -> Opened {
+pub(super) async fn open(stream: TcpStream, entry: &Entry, limits: Limits) -> Opened {
     match entry {
         Entry::Http => Opened::Http(stream),
-        Entry::Proxy(tls) => proxy(stream, tls).await,
-        Entry::Tls(tls) => match first_byte(&stream).await {
+        Entry::Proxy(tls) => proxy(stream, tls, limits).await,
+        Entry::Tls(tls) => match first_byte(&stream, limits).await {
             Some(byte) if byte.is_ascii_alphabetic() => {
                 let failure = Failure::new(
                     Cause::PlainHttp,
@@ -93,13 +94,13 @@ pub(super) async fn open(stream: TcpStream, entry: &Entry) -> Opened {
             Some(_) => handshake(stream, tls).await,
             None => Opened::Over,
         },
-        Entry::Own(identity) => own(stream, identity).await,
+        Entry::Own(identity) => own(stream, identity, limits).await,
     }
 }
 
 /// TLS as ourselves. A request that never leaves this machine may come in clear, so that probes need no trust.
-async fn own(stream: TcpStream, identity: &ServerIdentity) -> Opened {
-    match first_byte(&stream).await {
+async fn own(stream: TcpStream, identity: &ServerIdentity, limits: Limits) -> Opened {
+    match first_byte(&stream, limits).await {
         Some(byte) if byte.is_ascii_alphabetic() && is_from_here(&stream) => Opened::Http(stream),
         Some(byte) if byte.is_ascii_alphabetic() => {
             let failure = Failure::new(
@@ -129,22 +130,22 @@ fn is_from_here(stream: &TcpStream) -> bool {
 }
 
 /// The first byte, left where it is; `None` when there will be none.
-async fn first_byte(stream: &TcpStream) -> Option<u8> {
+async fn first_byte(stream: &TcpStream, limits: Limits) -> Option<u8> {
     let mut byte = [0];
-    match tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut byte)).await {
+    match tokio::time::timeout(limits.keep_alive, stream.peek(&mut byte)).await {
         Ok(Ok(1)) => Some(byte[0]),
         _ => None,
     }
 }
 
-async fn proxy(mut stream: TcpStream, tls: &Tls) -> Opened {
+async fn proxy(mut stream: TcpStream, tls: &Tls, limits: Limits) -> Opened {
     // One look decides: no other method that WeChat knows begins with C.
-    match first_byte(&stream).await {
+    match first_byte(&stream, limits).await {
         Some(b'C') => {}
         Some(_) => return Opened::Http(stream),
         None => return Opened::Over,
     }
-    let head = match tokio::time::timeout(HEAD_TIMEOUT, read_head(&mut stream)).await {
+    let head = match tokio::time::timeout(limits.head_timeout, read_head(&mut stream)).await {
         Ok(Ok(Some(head))) => head,
         Ok(Ok(None)) => {
             return refuse(stream, &bad_connect(&format!("its head is larger than {MAX_CONNECT} bytes")))
@@ -158,7 +159,7 @@ async fn proxy(mut stream: TcpStream, tls: &Tls) -> Opened {
     if stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.is_err() {
         return Opened::Over;
     }
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, first_byte(&stream)).await {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, first_byte(&stream, limits)).await {
         Ok(Some(byte)) if byte.is_ascii_alphabetic() => {
             let failure = Failure::new(
                 Cause::PlainHttp,
@@ -264,10 +265,6 @@ fn bad_connect(what: &str) -> Failure {
 /// Tells why, and ends the connection so that the words arrive.
 async fn refuse(stream: TcpStream, failure: &Failure) -> Opened {
     tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
-    let text = failure.to_bytes();
-    let mut socket = AppSocket::new(stream, Connection::default(), HANDSHAKE_TIMEOUT);
-    if socket.write_all(&text).await.is_ok() {
-        let _ = socket.shutdown().await;
-    }
+    say(stream, &failure.to_bytes()).await;
     Opened::Over
 }

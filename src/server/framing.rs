@@ -10,15 +10,27 @@
 //! that breaks a rule it hands out poison instead and then nothing more. hyper acts on a head only once it is
 //! complete, and rules break at its last byte at the latest: so hyper answers 400 by itself and hangs up. In the
 //! framing of a chunked body, the body ends with an error.
+//!
+//! The heads that pass are kept as they came, for whoever hands them on ([`Heads`]). And an app that brings none for too
+//! long, or not all of one, is let go ([`Patience`]): hyper's own timer would be set anew for every call.
 
-use std::cell::Cell;
-use std::fmt;
+mod patience;
+mod violation;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::server::framing::patience::{Awaited, Due};
+use crate::server::framing::violation::Violation;
+
+pub use crate::server::framing::patience::Patience;
 
 /// What hyper reads in place of a byte that breaks a rule.
 ///
@@ -58,14 +70,37 @@ thread_local! {
 pub struct Guarded<T> {
     io: T,
     framing: Framing,
+    heads: Heads,
     /// What hyper is still to get of [`POISON`], once a rule was broken.
     poison: Option<&'static [u8]>,
+    due: Due,
+}
+
+/// The heads of requests that have passed and that hyper hands over one by one, as they came.
+#[derive(Clone, Debug, Default)]
+pub struct Heads(Rc<RefCell<Passed>>);
+
+#[derive(Debug, Default)]
+struct Passed {
+    /// What came of the head that is read.
+    part: Vec<u8>,
+    whole: VecDeque<Vec<u8>>,
+    /// How many there were.
+    number: u64,
+}
+
+impl Heads {
+    /// The oldest, which is that of the request hyper hands over next.
+    #[must_use]
+    pub fn take(&self) -> Option<Vec<u8>> {
+        self.0.borrow_mut().whole.pop_front()
+    }
 }
 
 impl<T> Guarded<T> {
-    /// Guards a connection that nothing was read from yet.
-    pub fn new(io: T) -> Self {
-        Self { io, framing: Framing::new(), poison: None }
+    /// Guards a connection that nothing was read from yet. The heads that come go to `heads`.
+    pub fn new(io: T, heads: Heads, patience: Patience) -> Self {
+        Self { io, framing: Framing::new(), heads, poison: None, due: Due::new(patience) }
     }
 
     /// The connection itself.
@@ -87,6 +122,7 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
             return Poll::Ready(Ok(()));
         }
 
+        let heads = this.heads.0.borrow().number;
         let mut buffer = BUFFER.take();
         if buffer.is_empty() {
             buffer.resize(SCRATCH, 0);
@@ -95,7 +131,7 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
         let polled = Pin::new(&mut this.io).poll_read(cx, &mut read);
         if let Poll::Ready(Ok(())) = polled {
             let bytes = read.filled();
-            match this.framing.scan(bytes) {
+            match this.framing.scan(bytes, &mut this.heads.0.borrow_mut()) {
                 Ok(()) => out.put_slice(bytes),
                 Err((good, violation)) => {
                     // The reply is hyper's and has no words, so this line is where the reason is told; once, as
@@ -107,7 +143,17 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
             }
         }
         BUFFER.set(buffer);
-        polled
+        match polled {
+            Poll::Pending => this.due.poll(cx, this.framing.awaited()),
+            ready => {
+                // A head that is whole begins a new time for the next, of which some may be here already.
+                let whole = this.heads.0.borrow().number != heads;
+                if whole || this.framing.awaited() != Awaited::Rest {
+                    this.due.met();
+                }
+                ready
+            }
+        }
     }
 }
 
@@ -144,56 +190,6 @@ impl<T: AsyncWrite + Unpin> hyper::rt::Write for Guarded<T> {
     }
 }
 
-/// The rule that a request broke.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Violation {
-    EmptyLines,
-    RequestLine,
-    Fragment,
-    Version,
-    LineEnd,
-    Folded,
-    FieldName,
-    FieldValue,
-    ContentLength,
-    SeveralContentLengths,
-    TransferEncoding,
-    SeveralTransferEncodings,
-    TransferEncodingIn10,
-    BothFramings,
-    ChunkSize,
-    ChunkEnd,
-    SizeLine,
-    Trailers,
-    FramingInTrailers,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::EmptyLines => "more than one empty line before the request",
-            Self::RequestLine => "the request line is not `METHOD target HTTP/1.1`",
-            Self::Fragment => "the request target has a `#`",
-            Self::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
-            Self::LineEnd => "a line does not end with CR LF",
-            Self::Folded => "a header goes on in a second line",
-            Self::FieldName => "a header name has a space or another character that is not for names",
-            Self::FieldValue => "a header value has a control character",
-            Self::ContentLength => "Content-Length is not one number",
-            Self::SeveralContentLengths => "there are several Content-Lengths",
-            Self::TransferEncoding => "Transfer-Encoding is not `chunked`",
-            Self::SeveralTransferEncodings => "there are several Transfer-Encodings",
-            Self::TransferEncodingIn10 => "there is a Transfer-Encoding in HTTP/1.0",
-            Self::BothFramings => "there are both Content-Length and Transfer-Encoding",
-            Self::ChunkSize => "a chunk size is not a hexadecimal number",
-            Self::ChunkEnd => "a chunk is longer than its size",
-            Self::SizeLine => "the chunk extensions are too long",
-            Self::Trailers => "the trailers are too long",
-            Self::FramingInTrailers => "there is a Content-Length or Transfer-Encoding among the trailers",
-        })
-    }
-}
-
 /// Follows requests through a connection, however they are cut. Pure: bytes go in, and the place of the first one
 /// that breaks a rule comes out. RFC 9112 is the grammar, without what it lets a recipient forgive.
 #[derive(Clone, Debug)]
@@ -204,6 +200,8 @@ struct Framing {
     http_11: bool,
     /// The fields that are read stand after the chunks.
     in_trailers: bool,
+    /// The last byte was a head's last.
+    head_ended: bool,
     length: Option<u64>,
     chunked: bool,
     /// The current field's name, as far as it may be one of the two.
@@ -292,6 +290,7 @@ impl Framing {
             empty_line: false,
             http_11: false,
             in_trailers: false,
+            head_ended: false,
             length: None,
             chunked: false,
             name: [0; LONGEST_NAME],
@@ -310,16 +309,52 @@ impl Framing {
         }
     }
 
-    /// Takes what came next. After an error, which tells how many bytes were good, it must not be used again.
-    fn scan(&mut self, bytes: &[u8]) -> Result<(), (usize, Violation)> {
+    /// Takes what came next, and gives the heads in it to `passed`. After an error, which tells how many bytes were
+    /// good, it must not be used again.
+    fn scan(&mut self, bytes: &[u8], passed: &mut Passed) -> Result<(), (usize, Violation)> {
         let mut at = 0;
+        // Where what belongs to the current head begins.
+        let mut head = 0;
         loop {
             let skipped = self.skip(&bytes[at..]);
             at += skipped;
-            let Some(&byte) = bytes.get(at) else { return self.count_trailers(skipped).map_err(|v| (at, v)) };
+            let Some(&byte) = bytes.get(at) else {
+                if self.is_in_head() {
+                    passed.part.extend_from_slice(&bytes[head..]);
+                }
+                return self.count_trailers(skipped).map_err(|v| (at, v));
+            };
             self.count_trailers(skipped + 1).map_err(|v| (at, v))?;
+            if self.state == State::Start {
+                head = at;
+            }
             self.state = self.step(byte).map_err(|v| (at, v))?;
             at += 1;
+            if std::mem::take(&mut self.head_ended) {
+                let mut whole = std::mem::take(&mut passed.part);
+                whole.extend_from_slice(&bytes[head..at]);
+                passed.whole.push_back(whole);
+                passed.number += 1;
+            }
+        }
+    }
+
+    /// What has to come next.
+    fn awaited(&self) -> Awaited {
+        match self.state {
+            State::Start | State::LineEnd(Line::Empty) => Awaited::Beginning,
+            _ if self.is_in_head() => Awaited::Rest,
+            _ => Awaited::Body,
+        }
+    }
+
+    /// Whether a head has begun and not ended.
+    fn is_in_head(&self) -> bool {
+        match self.state {
+            State::Method | State::TargetStart | State::Target | State::Version(_) => true,
+            State::LineStart | State::Name | State::Value(_) => !self.in_trailers,
+            State::LineEnd(Line::Field | Line::Last) => !self.in_trailers,
+            _ => false,
         }
     }
 
@@ -337,7 +372,16 @@ impl Framing {
                 };
                 taken
             }
+            State::Method => tokens(bytes),
             State::Target => find(bytes, |b| b <= b' ' || b == b'#' || b == 0x7f),
+            State::Name => {
+                let more = tokens(bytes);
+                let known = self.name_length.min(LONGEST_NAME);
+                let new = more.min(LONGEST_NAME - known);
+                self.name[known..known + new].copy_from_slice(&bytes[..new]);
+                self.name_length = self.name_length.saturating_add(more);
+                more
+            }
             State::Value(Field::Other) => find(bytes, is_control),
             _ => 0,
         }
@@ -390,14 +434,7 @@ impl Framing {
             State::Name => match byte {
                 b':' => self.field().map(State::Value),
                 // Also a space before the colon, which some drop and some take for a part of the name.
-                _ if !is_token(byte) => Err(Violation::FieldName),
-                _ => {
-                    if let Some(free) = self.name.get_mut(self.name_length) {
-                        *free = byte;
-                    }
-                    self.name_length = self.name_length.saturating_add(1);
-                    Ok(State::Name)
-                }
+                _ => Err(Violation::FieldName),
             },
             State::Value(field) => match (field, byte) {
                 (_, b'\n') => Err(Violation::LineEnd),
@@ -409,6 +446,10 @@ impl Framing {
             },
 
             State::LineEnd(line) if byte == b'\n' => Ok(match line {
+                Line::Last if !self.in_trailers && !self.head_ended => {
+                    self.head_ended = true;
+                    return self.step(byte);
+                }
                 Line::Empty => {
                     self.empty_line = true;
                     State::Start
@@ -543,6 +584,7 @@ impl Framing {
     /// A request is complete.
     fn end_request(&mut self) -> State {
         *self = Self {
+            head_ended: self.head_ended,
             #[cfg(test)]
             bodies: {
                 self.bodies.push(std::mem::take(&mut self.body));
@@ -560,7 +602,7 @@ impl Framing {
 /// The rule that it breaks, in words.
 pub(super) fn check_head_alone(head: &[u8]) -> Result<(), String> {
     let mut framing = Framing::new();
-    framing.scan(head).map_err(|(_, violation)| violation.to_string())?;
+    framing.scan(head, &mut Passed::default()).map_err(|(_, violation)| violation.to_string())?;
     if framing.state == State::Start { Ok(()) } else { Err("it has a body".to_owned()) }
 }
 
@@ -579,7 +621,27 @@ fn is_control(byte: u8) -> bool {
 
 /// The characters of methods and field names (RFC 9110 5.6.2).
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
+}
+
+const TOKEN: [bool; 256] = {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut n = 0;
+    while n < others.len() {
+        table[others[n] as usize] = true;
+        n += 1;
+    }
+    table
+};
+
+/// How many such characters there are at the beginning.
+fn tokens(bytes: &[u8]) -> usize {
+    bytes.iter().position(|&b| !is_token(b)).unwrap_or(bytes.len())
 }
 
 /// The place of the first byte that is looked for, or the end. In steps of 16 without a branch inside, which the

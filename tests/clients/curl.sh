@@ -153,7 +153,9 @@ call -x "$BASE" "https://api.weixin.qq.com/cgi-bin/user/info?openid=o"
 contains 'as an https proxy: CONNECT is refused' 'CONNECT' "$(cat "$work/error")$(head -n 1 "$work/head")"
 check 'with 405' 'HTTP/1.1 405' "$(head -n 1 "$work/head" | cut -c 1-12)"
 call "$BASE/cgi-bin/user/info?openid=o" -H 'Host: evil.example'
-check 'a foreign Host does not lead elsewhere' '200 True' "$status $(seen "'evil' not in str(h)")"
+check 'a foreign Host is turned away' '421 misdirected' "$status $(grep -i '^x-wechat-sidecar-error' "$work/head" | tr -d '\r' | cut -d' ' -f2)"
+call "$BASE/cgi-bin/user/info?openid=o" -H 'Origin: https://evil.example'
+check 'a page in a browser is turned away' '403 browser' "$status $(grep -i '^x-wechat-sidecar-error' "$work/head" | tr -d '\r' | cut -d' ' -f2)"
 call -X TRACE "$BASE/cgi-bin/user/info"
 check 'TRACE' 405 "$status"
 call "$BASE/cgi-bin/user/info?openid=o" -H "X-Big: $(head -c 70000 /dev/zero | tr '\0' a)"

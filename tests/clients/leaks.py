@@ -44,13 +44,13 @@ def abort(address, number):
     """Breaks a call off: in its head, in its body, before the answer, in the answer; by close or by reset."""
     host, port = address.split(":")
     sock = socket.create_connection((host, int(port)), timeout=10)
-    head = "POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    head = "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
     pieces = [
         b"POST " + SEND.encode(),
         (head % (SEND, 100000)).encode() + b"x" * 5000,
         (head % (SEND, 14)).encode() + b'{"touser":"o"}',
-        b"GET /cgi-bin/media/get?media_id=big-20000000 HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST %s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab" % SEND.encode(),
+        b"GET /cgi-bin/media/get?media_id=big-20000000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab" % SEND.encode(),
     ]
     sock.sendall(pieces[number % len(pieces)])
     if number % len(pieces) == 3:

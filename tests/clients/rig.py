@@ -161,6 +161,8 @@ class Sidecar(Process):
         env = {name: value for name, value in os.environ.items() if not name.startswith("WECHAT_SIDECAR_")}
         argv = [BINARY, "run", "--appid", APPID, "--secret-file", SECRET_FILE, "--listen", listen, "--admin-listen",
                 "127.0.0.1:0", "--upstream", url or upstream.tls, "--log", "trace", *flags]
+        # fds() looks into /proc, which is otherwise root's with CAP_SYS_PTRACE alone.
+        argv += ["--core-dumps", "on"]
         if (url or upstream.tls).startswith("https"):
             argv += ["--upstream-ca-file", ca or upstream.ca]
         super().__init__("sidecar", argv, r"listen=(\S+) admin=(\S+)", env)

@@ -34,13 +34,18 @@ struct Open {
 
 impl Open {
     async fn before(upstream: &RawUpstream) -> Self {
+        Self::with(upstream, &[]).await
+    }
+
+    async fn with(upstream: &RawUpstream, more: &[(&'static str, &str)]) -> Self {
         let tokens = Tokens::start().await;
         // The rig's settings, with those of the entries beside them.
         let mut source = None;
         let _ = Setup::new(&upstream.origin(), &tokens).with(|config| source = Some(config.source.clone()));
         let ca = tempfile::tempdir().unwrap();
         ca::make(ca.path(), &Hosts::default()).unwrap();
-        let more = [("ca_dir", ca.path().to_str().unwrap()), ("tls_listen", "127.0.0.1:0")];
+        let entries = [("ca_dir", ca.path().to_str().unwrap()), ("tls_listen", "127.0.0.1:0")];
+        let more: Vec<_> = entries.iter().chain(more).copied().collect();
         let mut config = settings(&upstream.origin(), &more).unwrap();
         config.source = source.unwrap();
         let (addresses, stop, running) = start(config).await;
@@ -436,6 +441,39 @@ async fn the_framing_guard_stands_inside_tls_too() {
         assert!(String::from_utf8_lossy(&body).contains("not sound HTTP/1.1"), "{head}");
     }
     assert_eq!(upstream.connections(), 0, "nothing was sent");
+}
+
+#[tokio::test]
+async fn lists_keys_and_the_gate_stand_in_every_way_in() {
+    let (upstream, keys) = (RawUpstream::start().await, tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(keys.path(), format!("key-0123456789abcdef {APPID}\n")).unwrap();
+    let settings = [("deny", "/cgi-bin/menu/**"), ("client_keys_file", keys.path().to_str().unwrap())];
+    let sidecar = Open::with(&upstream, &settings).await;
+    let key = "x-wechat-sidecar-key: key-0123456789abcdef\r\n";
+    for (cause, target, headers) in [
+        ("not-allowed", "/cgi-bin/menu/get", key),
+        ("ambiguous-path", "/cgi-bin/x/../menu/get", key),
+        ("client-key", "/cgi-bin/user/get", ""),
+        ("browser", "/cgi-bin/user/get", &format!("{key}Origin: https://evil.example\r\n")),
+    ] {
+        let request = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n");
+        let told = format!("x-wechat-sidecar-error: {cause}\r\n");
+        let mut proxy = Client::connect(sidecar.addresses.proxy).await;
+        let answers = [
+            proxy.call(&request(&format!("http://{HOST}{target}"))).await.0,
+            sidecar.tunnel().await.call(&request(target)).await.0,
+            sidecar.host().await.call(&request(target)).await.0,
+        ];
+        for answer in answers {
+            assert!(answer.contains(&told), "{cause}: {answer}");
+        }
+    }
+    assert_eq!(upstream.calls(), 0);
+    let good = CALL.replace("\r\n\r\n", &format!("\r\n{key}\r\n"));
+    is_ok(sidecar.tunnel().await.call(&good).await);
+    is_ok(sidecar.host().await.call(&good).await);
+    assert!(upstream.seen().iter().all(|seen| !seen.head.contains("key-0123")), "and no key goes further");
+    sidecar.stopped().await;
 }
 
 #[tokio::test]

@@ -4,17 +4,25 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails in a test is a failed test")]
 
+mod allow;
 mod bad_bodies;
 mod bad_heads;
 mod bad_targets;
+mod client_keys;
 mod entries;
 mod forwarding;
+mod gate;
+mod hardening;
 mod leaks;
+mod limits;
+mod pins;
 mod redis_rig;
 mod replay;
 mod replay_limits;
 mod replies;
 mod rig;
+mod splitting;
+mod unix_socket;
 mod upstream_cuts;
 mod upstream_fails;
 mod wechat_accounts;

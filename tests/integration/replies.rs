@@ -28,8 +28,8 @@ async fn a_reply_comes_back_as_it_was_sent() {
         [
             ("Server", "nginx"),
             ("set-cookie", "a=1"),
-            ("Set-Cookie", "b=2"),
             ("X-Own", "中"),
+            ("Set-Cookie", "b=2"),
             ("Content-Type", "text/plain"),
             ("CONTENT-LENGTH", "4"),
             ("Date", "yesterday"),

@@ -11,6 +11,7 @@ mod upstream;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,6 +58,11 @@ pub(crate) struct Setup {
 impl Setup {
     /// A sidecar for `upstream` (an origin), with one worker, the default limits, and tokens from `tokens`.
     pub(crate) fn new(upstream: &str, tokens: &Tokens) -> Self {
+        Self::with_settings(upstream, tokens, &[])
+    }
+
+    /// The same with further settings, as a user writes them.
+    pub(crate) fn with_settings(upstream: &str, tokens: &Tokens, more: &[(&'static str, &str)]) -> Self {
         let flags = [
             ("appid", APPID),
             ("upstream", upstream),
@@ -64,8 +70,10 @@ impl Setup {
             ("admin_listen", "127.0.0.1:0"),
             ("workers", "1"),
             ("token_wait", "10s"),
+            // What the tests' apps write for a host, where it does not matter.
+            ("listen_hosts", "a,b,x"),
         ];
-        let flags = flags.map(|(key, value)| (key, value.to_owned())).into();
+        let flags = flags.iter().chain(more).map(|&(key, value)| (key, value.to_owned())).collect();
         let env = [("WECHAT_SIDECAR_SECRET".into(), SECRET.into())];
         let mut config = config::load(flags, env).unwrap_or_else(|problems| panic!("{problems}"));
         config.source.origin = tokens.origin.clone();
@@ -86,6 +94,7 @@ impl Setup {
     /// Starts it, and waits until it has its first token and is at rest.
     pub(crate) async fn start(self) -> Sidecar {
         let app = App::bind(self.config).unwrap_or_else(|error| panic!("{error}"));
+        let socket = app.socket().map(Path::to_owned);
         let Addresses { proxy, admin, .. } = app.addresses();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(app.run(async move { drop(stopped.await) }));
@@ -100,14 +109,21 @@ impl Setup {
             }
         })
         .await;
-        Sidecar { proxy, stop: Some(stop), running: Some(running), _tokens: self._tokens }
+        Sidecar { proxy, socket, stop: Some(stop), running: Some(running), _tokens: self._tokens }
     }
+}
+
+/// Starts a sidecar of any settings, and waits until its first account has a token.
+pub(crate) async fn start(config: Config) -> Sidecar {
+    Setup { config, _tokens: None }.start().await
 }
 
 /// The real `App`, running. Told to stop when it is dropped.
 pub(crate) struct Sidecar {
     /// Where apps call.
     pub(crate) proxy: SocketAddr,
+    /// Or where they call instead.
+    pub(crate) socket: Option<PathBuf>,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<std::io::Result<()>>>,
     _tokens: Option<Tokens>,
@@ -123,6 +139,14 @@ impl Sidecar {
     pub(crate) async fn configured(upstream: &RawUpstream, change: impl FnOnce(&mut Config)) -> Self {
         let tokens = Tokens::start().await;
         let mut setup = Setup::new(&upstream.origin(), &tokens).with(change);
+        setup._tokens = Some(tokens);
+        setup.start().await
+    }
+
+    /// One with these settings, and tokens of its own.
+    pub(crate) async fn set(upstream: &RawUpstream, more: &[(&'static str, &str)]) -> Self {
+        let tokens = Tokens::start().await;
+        let mut setup = Setup::with_settings(&upstream.origin(), &tokens, more);
         setup._tokens = Some(tokens);
         setup.start().await
     }
@@ -191,6 +215,11 @@ impl Tokens {
         });
         let origin = Origin::parse(&format!("http://{address}")).expect("an origin");
         Self { origin, fetches, same, gate, serving }
+    }
+
+    /// Where it is.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin.clone()
     }
 
     /// How often it was asked.

@@ -134,6 +134,8 @@ impl Wechat {
             args.extend(["--upstream-ca-file".into(), ca.into()]);
         }
         args.extend(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"].map(OsString::from));
+        // The simulation's echo and what it does not know, which are no paths of WeChat's; and what raw apps write for a host.
+        args.extend(["--allow", "default,/__echo,/no/such/thing", "--listen-hosts", "x"].map(OsString::from));
         args.extend(more.iter().map(OsString::from));
         args
     }

@@ -35,9 +35,9 @@ pub(super) const SERVING: &[Setting] = &[
     Setting {
         key: "listen",
         value: "ADDRESS:PORT",
-        kind: Kind::Listen,
+        kind: Kind::ListenAnywhere,
         default: Fallback::Text("127.0.0.1:7200"),
-        help: "Where your app calls; port 0 takes a free one and the log says which",
+        help: "Where your app calls: an address (port 0 takes a free one, the log says which), or unix:/path",
         forms: Forms::All,
         commands: SERVE,
     },

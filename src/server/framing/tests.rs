@@ -58,7 +58,7 @@ async fn serve(stream: &[u8], cut: Cut, end_of_file: bool) -> Seen {
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .half_close(true)
-        .serve_connection(Guarded::new(server), service);
+        .serve_connection(Guarded::new(server, Heads::default(), PATIENCE), service);
     let told = converse(client, stream, cut, end_of_file);
     let (told, _) = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(told, connection) })
         .await
@@ -106,18 +106,15 @@ async fn converse(client: DuplexStream, stream: &[u8], cut: Cut, end_of_file: bo
 }
 
 fn on_a_runtime<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap()
-        .block_on(future)
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
 /// What the guard says of a stream by itself.
 fn scan(stream: &[u8]) -> (Vec<Vec<u8>>, Option<Violation>) {
     let mut framing = Framing::new();
-    let violation = framing.scan(stream).err().map(|(_, violation)| violation);
+    let violation = framing.scan(stream, &mut Passed::default()).err().map(|(_, violation)| violation);
     (framing.bodies, violation)
 }
 
@@ -130,6 +127,7 @@ fn cuts() -> Vec<Cut> {
     cuts
 }
 
+const PATIENCE: Patience = Patience { head: Duration::from_secs(20), idle: Duration::from_secs(75) };
 const CHUNKS: &str = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
 const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -380,7 +378,7 @@ fn poison_is_handed_out_even_where_there_is_hardly_room() {
     on_a_runtime(async {
         let (mut client, server) = tokio::io::duplex(64);
         client.write_all(b"GET /#").await.unwrap();
-        let mut guarded = Guarded::new(server);
+        let mut guarded = Guarded::new(server, Heads::default(), PATIENCE);
         assert_eq!(guarded.get_ref().is_write_vectored(), hyper::rt::Write::is_write_vectored(&guarded));
         let mut got = Vec::new();
         for _ in 0..14 {
@@ -531,12 +529,12 @@ proptest! {
         let mut end = Ok(());
         while !rest.is_empty() && end.is_ok() {
             let (now, later) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
-            end = framing.scan(now).map_err(|(good, violation)| (passed + good, violation));
+            end = framing.scan(now, &mut Passed::default()).map_err(|(good, violation)| (passed + good, violation));
             passed += now.len();
             rest = later;
         }
         let mut whole = Framing::new();
-        prop_assert_eq!(end, whole.scan(&stream));
+        prop_assert_eq!(end, whole.scan(&stream, &mut Passed::default()));
         prop_assert_eq!(framing.bodies, whole.bodies);
     }
 
@@ -562,4 +560,60 @@ proptest! {
         let refused = seen.statuses.last().is_some_and(|&status| status >= 400);
         prop_assert!(closes || refused || seen.served.len() == bodies.len(), "{:?} {:?}", bodies, seen);
     }
+}
+
+/// How a connection ends that sends these pieces, so many milliseconds apart, and how long it lasted.
+async fn lasted(pieces: &[&str], pause: u64) -> (io::Result<usize>, Duration) {
+    let (mut client, server) = tokio::io::duplex(1 << 16);
+    let patience = Patience { head: Duration::from_secs(5), idle: Duration::from_secs(60) };
+    let mut guarded = Guarded::new(server, Heads::default(), patience);
+    let began = tokio::time::Instant::now();
+    let reading = async {
+        let mut taken = 0;
+        loop {
+            let mut buffer = [0; 256];
+            let mut read = hyper::rt::ReadBuf::new(&mut buffer);
+            let polled = std::future::poll_fn(|cx| {
+                hyper::rt::Read::poll_read(Pin::new(&mut guarded), cx, read.unfilled())
+            });
+            match polled.await {
+                Ok(()) if read.filled().is_empty() => return Ok(taken),
+                Ok(()) => taken += read.filled().len(),
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    let writing = async {
+        for piece in pieces {
+            client.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        ended = reading => (ended, began.elapsed()),
+        () = writing => unreachable!("it waits for ever"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_has_its_time_from_the_first_byte_and_an_idle_connection_another() {
+    let seconds = async |pieces: &[&str], pause| {
+        let (ended, lasted) = tokio::task::LocalSet::new().run_until(lasted(pieces, pause)).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut, "{pieces:?}");
+        lasted.as_secs()
+    };
+    assert_eq!(seconds(&[], 0).await, 60, "nothing at all");
+    assert_eq!(seconds(&["G"], 0).await, 5, "a beginning");
+    assert_eq!(seconds(&["G"; 10], 1000).await, 5, "each further byte prolongs nothing");
+    assert_eq!(seconds(&["GET / HTTP/1.1\r\nA: b\r\n\r"], 0).await, 5, "all but the end");
+    assert_eq!(seconds(&["\r\n"], 0).await, 60, "an empty line is no beginning");
+    assert_eq!(seconds(&[GET; 10], 4000).await, 4 * 9 + 60, "after each request it counts anew");
+    assert_eq!(
+        seconds(&["GET / HTTP/1.1\r\n", "A: b\r\n\r\nG"], 4000).await,
+        4 + 5,
+        "a second head right behind"
+    );
+    let body = ["POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n", "a", "b", "c"];
+    assert_eq!(seconds(&body, 70_000).await, 3 * 70 + 60, "a body is not this timer's affair");
 }

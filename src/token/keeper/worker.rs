@@ -18,9 +18,9 @@ use super::counts::{Asked, Counts};
 use super::pacing::{Backoff, Budget, ForceBudget, Refusals, due};
 use super::{Ask, REMEMBERED, Reason, Refresh, Refusal, Said, State};
 use crate::credentials::AppId;
-use crate::token::{Fingerprint, Token};
 use crate::token::source::{Class, FetchError, Pace, Supplier, TokenSource, Want};
 use crate::token::store::{Kept, Standing, StoreError, TokenStore};
+use crate::token::{Fingerprint, Token};
 
 /// The one who fetches one account's token and writes it.
 pub struct Worker<S: TokenSource, T: TokenStore> {
@@ -441,7 +441,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         let Some(kept) = self.of_store(Asked::Load, loaded) else { return Found::Nothing };
         let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
         let newest = self.state.borrow().token.clone();
-        let lost = newest.as_ref().is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
+        let lost =
+            newest.as_ref().is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
         let surely_newer = newest.is_none_or(|newest| token.fetched_at() > newest.fetched_at() + CLOCK_SLACK);
         let was_refused = !surely_newer && self.refused_before.contains(&token.fingerprint());
         match (standing, ours) {

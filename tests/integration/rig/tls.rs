@@ -7,6 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use wechat_sidecar::tls::ExtraRoots;
+use wechat_sidecar::tls::pins::pin_of;
 
 /// A certificate authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -25,6 +26,11 @@ impl Authority {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(self.0.pem().as_bytes()).expect("a file");
         ExtraRoots::read(file.path()).expect("a root")
+    }
+
+    /// What pins its key.
+    pub(crate) fn pin(&self) -> String {
+        pin_of(self.0.der()).expect("a certificate")
     }
 
     /// Its certificate, in PEM.

@@ -1,0 +1,242 @@
+//! Heads as they are handed on: [`RequestHead`] is what goes to WeChat, [`ReplyHead`] what goes to the app. Both are
+//! the lines that came, byte for byte and in their order, without those that concern just one connection
+//! (RFC 9110 7.6.1) and with what is ours to say in its place. Pure.
+//!
+//! Lines and not a map of headers: WeChat and the app get the names as they were spelled, and a header costs a copy
+//! instead of two hashes and an allocation (`perf.md`: half of all instructions were maps and what fills them).
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use crate::proxy::call::Heading;
+use crate::server::spliced;
+
+/// What we know a header by. Whatever is `Other` passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    AcceptEncoding,
+    Connection,
+    ContentEncoding,
+    ContentLength,
+    Expect,
+    Host,
+    /// Between two neighbours, and no business of the next one.
+    Neighbours,
+    TransferEncoding,
+    Other,
+}
+
+impl Field {
+    /// Reads a name, in whatever case.
+    pub(super) fn of(name: &[u8]) -> Self {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        // By length first: most names are none of these.
+        match name.len() {
+            2 if is(b"te") => Self::Neighbours,
+            4 if is(b"host") => Self::Host,
+            6 if is(b"expect") => Self::Expect,
+            7 if is(b"trailer") || is(b"upgrade") => Self::Neighbours,
+            10 if is(b"connection") => Self::Connection,
+            10 if is(b"keep-alive") => Self::Neighbours,
+            14 if is(b"content-length") => Self::ContentLength,
+            15 if is(b"accept-encoding") => Self::AcceptEncoding,
+            16 if is(b"content-encoding") => Self::ContentEncoding,
+            16 if is(b"proxy-connection") => Self::Neighbours,
+            17 if is(b"transfer-encoding") => Self::TransferEncoding,
+            18 if is(b"proxy-authenticate") => Self::Neighbours,
+            19 if is(b"proxy-authorization") => Self::Neighbours,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The names that a value of `Connection` takes away, without those that go anyway.
+///
+/// SECURITY: framing and target are ours to say; naming them here must not take them away before we have looked.
+pub(super) fn named(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|name| {
+        !name.is_empty()
+            && !name.eq_ignore_ascii_case(b"keep-alive")
+            && !name.eq_ignore_ascii_case(b"close")
+            && !matches!(Field::of(name), Field::ContentLength | Field::Host)
+    })
+}
+
+/// The headers of a request on its way to WeChat.
+#[derive(Debug)]
+pub(super) struct RequestHead(Vec<u8>);
+
+impl RequestHead {
+    /// Takes the head that an app sent, and what hyper read in it. `length` is the `Content-Length`, if there is one.
+    pub(super) fn new(heading: &Heading<'_>, read: &HeaderMap, length: Option<u64>) -> Self {
+        let Heading { raw, host, private, identity } = *heading;
+        let mut out = Self(Vec::with_capacity(raw.len() + 64));
+        let named = read.get_all(header::CONNECTION).iter().flat_map(|value| named(value.as_bytes()));
+        let named: Vec<&[u8]> = named.chain(private.iter().map(|name| name.as_str().as_bytes())).collect();
+        let mut lines = 0;
+        let mut left = Left { host: Some(host), length, identity: Some(()) };
+        for line in headers(raw) {
+            lines += 1;
+            let Some(colon) = memchr::memchr(b':', line) else { continue };
+            out.header(&line[..colon], line, &named, &mut left, identity);
+        }
+        // SECURITY: what goes is what was checked. The guard hands a head over for each that hyper reads, so this
+        // cannot be; if it were, the head as hyper read it is the one that was.
+        if lines != read.len() {
+            debug_assert_eq!(lines, read.len(), "the head is another request's");
+            out.0.clear();
+            left = Left { host: Some(host), length, identity: Some(()) };
+            for (name, value) in read {
+                let line = [name.as_str().as_bytes(), b": ", value.as_bytes()].concat();
+                out.header(name.as_str().as_bytes(), &line, &named, &mut left, identity);
+            }
+        }
+        if let Some(host) = left.host {
+            out.line(b"Host", host.as_bytes());
+        }
+        if let Some(length) = left.length {
+            out.number(b"Content-Length", length);
+        }
+        out.0.extend_from_slice(b"\r\n");
+        out
+    }
+
+    /// The lines, with the empty one after them.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn header(&mut self, name: &[u8], line: &[u8], named: &[&[u8]], left: &mut Left<'_>, identity: bool) {
+        match Field::of(name) {
+            Field::Host => {
+                if let Some(host) = left.host.take() {
+                    self.line(name, host.as_bytes());
+                }
+            }
+            Field::ContentLength => {
+                if let Some(length) = left.length.take() {
+                    self.number(name, length);
+                }
+            }
+            Field::AcceptEncoding if identity => {
+                if left.identity.take().is_some() {
+                    self.line(name, b"identity");
+                }
+            }
+            // hyper has answered `Expect: 100-continue`, or will when it reads the body.
+            Field::Connection | Field::Neighbours | Field::TransferEncoding | Field::Expect => {}
+            _ if named.iter().any(|named| named.eq_ignore_ascii_case(name)) => {}
+            Field::AcceptEncoding | Field::ContentEncoding | Field::Other => {
+                self.0.extend_from_slice(line);
+                self.0.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+
+    fn line(&mut self, name: &[u8], value: &[u8]) {
+        for part in [name, b": ", value, b"\r\n"] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    fn number(&mut self, name: &[u8], value: u64) {
+        self.line(name, value.to_string().as_bytes());
+    }
+}
+
+/// What is still to be said.
+struct Left<'a> {
+    host: Option<&'a HeaderValue>,
+    length: Option<u64>,
+    identity: Option<()>,
+}
+
+/// The header lines of a head that was found sound, without their ends.
+fn headers(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = raw;
+    let mut line = move || {
+        let end = memchr::memchr(b'\r', rest)?;
+        let line = &rest[..end];
+        rest = rest.get(end + 2..).unwrap_or_default();
+        Some(line)
+    };
+    // The request line.
+    line();
+    std::iter::from_fn(line).take_while(|line| !line.is_empty())
+}
+
+/// The head of a reply on its way to the app.
+#[derive(Clone, Debug)]
+pub struct ReplyHead {
+    /// What WeChat answered.
+    pub status: StatusCode,
+    /// Whether the body has a Content-Encoding other than `identity`, so that it cannot be read.
+    pub is_encoded: bool,
+    /// The length of a body that is not here: of a reply to HEAD.
+    pub length_without_body: Option<u64>,
+    pub(super) lines: spliced::Lines,
+}
+
+impl ReplyHead {
+    /// Puts a header of ours behind the others, in place of one of that name.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.lines.set(name, value);
+    }
+
+    /// Status line and headers, as they go.
+    #[must_use]
+    pub fn into_lines(self) -> spliced::Lines {
+        self.lines
+    }
+
+    /// What may echo a credential.
+    pub fn text_mut(&mut self) -> &mut [u8] {
+        self.lines.text_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RAW: &str = "POST /x HTTP/1.1\r\nhOsT: a\r\nX-One: 1\r\nConnection: keep-alive, X-Two\r\nx-two: 2\r\nX-ONE:3\r\nTE: trailers\r\nExpect: 100-continue\r\ncontent-LENGTH: 007\r\nAccept-Encoding: br\r\nX-Empty:\r\naccept-encoding: gzip\r\n\r\n";
+
+    /// As hyper would read it.
+    fn read(raw: &str) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for line in raw.split("\r\n").skip(1).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(':').unwrap();
+            map.append(name.parse::<header::HeaderName>().unwrap(), value.trim().parse().unwrap());
+        }
+        map
+    }
+
+    fn written(raw: &str, length: Option<u64>, identity: bool) -> String {
+        let host = HeaderValue::from_static("wechat");
+        let private = [header::HeaderName::from_static("x-private")];
+        let heading = Heading { raw: raw.as_bytes(), host: &host, private: &private, identity };
+        let head = RequestHead::new(&heading, &read(raw), length);
+        String::from_utf8(head.as_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn lines_go_as_they_came_but_for_what_is_ours_or_the_neighbours() {
+        assert_eq!(
+            written(RAW, Some(7), true),
+            "hOsT: wechat\r\nX-One: 1\r\nX-ONE:3\r\ncontent-LENGTH: 7\r\nAccept-Encoding: identity\r\nX-Empty:\r\n\r\n"
+        );
+        assert_eq!(
+            written(RAW, None, false),
+            "hOsT: wechat\r\nX-One: 1\r\nX-ONE:3\r\nAccept-Encoding: br\r\nX-Empty:\r\naccept-encoding: gzip\r\n\r\n"
+        );
+        assert_eq!(
+            written("POST /x HTTP/1.0\r\nX-Private: 1\r\nX-A: b\r\nx-PRIVATE: 2\r\n\r\n", Some(0), true),
+            "X-A: b\r\nHost: wechat\r\nContent-Length: 0\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_name_in_connection_takes_a_header_away_but_never_framing_or_host() {
+        let named: Vec<_> = named(b"keep-alive, X-A ,host,,Content-Length,close, \xe4").collect();
+        assert_eq!(named, [&b"X-A"[..], b"\xe4"]);
+    }
+}

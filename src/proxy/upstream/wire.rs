@@ -1,0 +1,383 @@
+//! One connection to WeChat: [`Wire`] is its bytes, [`Upload`] a request on its way out, and [`Pool`] the connections
+//! that wait for their next call. No task and no channel: whoever has a call drives its connection.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use crate::deadline::Deadline;
+use crate::proxy::call::Outgoing;
+use crate::proxy::upstream::message::{self, Final, Head, MAX_HEAD, Malformed};
+
+/// An idle connection is used again for this long. Well below the 60 to 75 s after which servers close theirs: a
+/// call that meets a closing connection fails, because it cannot be known whether it was read.
+const KEEP_IDLE: Duration = Duration::from_secs(45);
+
+/// An upstream that closes a connection sooner than this after a reply, without having said so, keeps none alive.
+const HARDLY_IDLE: Duration = Duration::from_secs(1);
+
+/// Once that was seen, connections are used for one call each for so long. A call on a connection that is just being
+/// closed fails, because it cannot be known whether it was read: this bounds such calls to one in so much time.
+const DISTRUST: Duration = Duration::from_secs(30);
+
+/// Idle connections kept per worker.
+const MOST_IDLE: usize = 512;
+
+/// The most that is read at once, so what one reply may keep: a big download must not grow the process by tens of
+/// MiB (`perf.md`).
+const READ: usize = 64 * 1024;
+
+/// The same where it is not known how much will come.
+const UNKNOWN: usize = 16 * 1024;
+
+/// A body's piece up to this size is copied behind what goes before it, so that a small call is one write of one
+/// buffer; a larger one goes as it came.
+const COPIED: usize = 8 * 1024;
+
+thread_local! {
+    /// Where heads are read, one for all connections of a worker: an idle one costs nothing.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A connection, in clear or inside TLS.
+pub(super) enum Wire {
+    Clear(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    /// Whether the next call may go out on it: it is open, and silent. What its last reply did not bring, and what the
+    /// other side sends unasked, must not become the next call's answer.
+    pub(super) fn is_quiet(&mut self, cx: &mut Context<'_>) -> Quiet {
+        let mut byte = [0];
+        let mut read = ReadBuf::new(&mut byte);
+        match self.poll_read(cx, &mut read) {
+            Poll::Pending => Quiet::Yes,
+            Poll::Ready(Ok(())) if !read.filled().is_empty() => Quiet::OutOfStep,
+            Poll::Ready(_) => Quiet::Closed,
+        }
+    }
+
+    /// Reads more into `into`: what is there, up to [`READ`] bytes or as much as is `wanted`. Gives how many came;
+    /// none, at the end.
+    pub(super) fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut BytesMut,
+        wanted: Option<u64>,
+    ) -> Poll<io::Result<usize>> {
+        let room = wanted.map_or(UNKNOWN, |wanted| usize::try_from(wanted).unwrap_or(READ).clamp(1, READ));
+        into.reserve(room);
+        let tls = match self {
+            Self::Clear(tcp) => return pin!(tcp.read_buf(&mut into.limit(room))).poll(cx),
+            Self::Tls(tls) => tls,
+        };
+        // A record at a time, and several may be here. An error after some of them comes again: of TLS nothing is
+        // left then, not even a proper end.
+        let mut came = 0;
+        while came < room {
+            match pin!(tls.read_buf(&mut (&mut *into).limit(room - came))).poll(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => came += n,
+                _ if came > 0 => break,
+                ended => return ended,
+            }
+        }
+        Poll::Ready(Ok(came))
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Clear(tcp) => Pin::new(tcp).poll_read(cx, into),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, into),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], then: &[u8]) -> Poll<io::Result<usize>> {
+        match (self, first, then) {
+            (Self::Clear(tcp), one, []) | (Self::Clear(tcp), [], one) => Pin::new(tcp).poll_write(cx, one),
+            (Self::Tls(tls), one, []) | (Self::Tls(tls), [], one) => Pin::new(tls).poll_write(cx, one),
+            (Self::Clear(tcp), ..) => {
+                Pin::new(tcp).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(then)])
+            }
+            (Self::Tls(tls), ..) => {
+                Pin::new(tls).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(then)])
+            }
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Clear(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+}
+
+/// What an idle connection turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quiet {
+    Yes,
+    Closed,
+    OutOfStep,
+}
+
+/// Reads the head of a reply, over what may come before it.
+#[derive(Default)]
+pub(super) struct HeadReader {
+    /// What came of it before, when it did not come whole.
+    part: Vec<u8>,
+}
+
+/// Why no head came.
+#[derive(Debug)]
+pub(super) enum NoHead {
+    Malformed(Malformed),
+    Closed,
+    Broken(io::Error),
+}
+
+impl HeadReader {
+    /// The head, and what came of the body with it.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire,
+        to_head: bool,
+    ) -> Poll<Result<(Final, BytesMut), NoHead>> {
+        let mut scratch = SCRATCH.take();
+        if scratch.is_empty() {
+            scratch.resize(READ, 0);
+        }
+        let head = loop {
+            let mut read = ReadBuf::new(&mut scratch);
+            match wire.poll_read(cx, &mut read) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(NoHead::Broken(error))),
+                Poll::Ready(Ok(())) if read.filled().is_empty() => break Poll::Ready(Err(NoHead::Closed)),
+                Poll::Ready(Ok(())) => {}
+            }
+            match self.take(read.filled(), to_head) {
+                Ok(None) => {}
+                Ok(Some(head)) => break Poll::Ready(Ok(head)),
+                Err(malformed) => break Poll::Ready(Err(NoHead::Malformed(malformed))),
+            }
+        };
+        SCRATCH.set(scratch);
+        head
+    }
+
+    /// Takes what came next.
+    pub(super) fn take(
+        &mut self,
+        came: &[u8],
+        to_head: bool,
+    ) -> Result<Option<(Final, BytesMut)>, Malformed> {
+        let known = self.part.len();
+        if known > 0 {
+            self.part.extend_from_slice(came);
+            // A head that comes byte by byte is read again only where it may have ended.
+            let from = known.saturating_sub(3);
+            if self.part.len() <= MAX_HEAD && memchr::memmem::find(&self.part[from..], b"\n\r\n").is_none() {
+                return message::whole_lines(&self.part, known).map(|()| None);
+            }
+        }
+        let mut rest = if known > 0 { &self.part[..] } else { came };
+        while !rest.is_empty() {
+            match message::head(rest, to_head)? {
+                Head::Interim(length) => rest = &rest[length..],
+                Head::Final(head) => {
+                    let body = BytesMut::from(&rest[head.length..]);
+                    self.part = Vec::new();
+                    return Ok(Some((head, body)));
+                }
+                Head::Partial => break,
+            }
+        }
+        self.part = rest.to_vec();
+        Ok(None)
+    }
+}
+
+/// A request on its way out.
+pub(super) struct Upload {
+    /// The head, then small pieces of the body; and how much of it was written.
+    out: Vec<u8>,
+    at: usize,
+    /// A piece that goes as it came, after `out`.
+    piece: Bytes,
+    body: Outgoing,
+    /// How many bytes may have left.
+    written: u64,
+}
+
+/// Why a request does not go on.
+#[derive(Debug)]
+pub(super) enum Stuck {
+    /// There is no more of its body.
+    Body,
+    Wire(io::Error),
+}
+
+impl Upload {
+    /// `out` begins with the head.
+    pub(super) fn new(out: Vec<u8>, body: Outgoing) -> Self {
+        Self { out, at: 0, piece: Bytes::new(), body, written: 0 }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.written > 0
+    }
+
+    /// What to make the next one of: the buffer, empty.
+    pub(super) fn into_buffer(mut self) -> Vec<u8> {
+        self.out.clear();
+        self.out
+    }
+
+    /// Sends what there is, until all of it has gone.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<Result<(), Stuck>> {
+        loop {
+            let waits = match self.gather(cx) {
+                Poll::Ready(Ok(())) => false,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Stuck::Body)),
+                Poll::Pending => true,
+            };
+            if self.is_written() {
+                // TLS may still hold some of it.
+                ready!(wire.poll_flush(cx)).map_err(Stuck::Wire)?;
+                return if waits { Poll::Pending } else { Poll::Ready(Ok(())) };
+            }
+            while !self.is_written() {
+                let written = ready!(wire.poll_write(cx, &self.out[self.at..], &self.piece));
+                let written = match written {
+                    Ok(0) => return Poll::Ready(Err(Stuck::Wire(io::ErrorKind::WriteZero.into()))),
+                    Ok(written) => written,
+                    Err(error) => {
+                        // Of a TLS record a part may have left.
+                        self.written += u64::from(matches!(wire, Wire::Tls(_)));
+                        return Poll::Ready(Err(Stuck::Wire(error)));
+                    }
+                };
+                self.written += written as u64;
+                let of_out = written.min(self.out.len() - self.at);
+                self.at += of_out;
+                self.piece.advance(written - of_out);
+            }
+        }
+    }
+
+    fn is_written(&self) -> bool {
+        self.at == self.out.len() && self.piece.is_empty()
+    }
+
+    /// Brings what can go with the next write. Pending when that is not all, and the app is waited for.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+        if self.at == self.out.len() {
+            self.out.clear();
+            self.at = 0;
+        }
+        while self.piece.is_empty() && self.out.len() < 2 * COPIED {
+            if self.body.is_end_stream() {
+                return Poll::Ready(Ok(()));
+            }
+            let piece = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(_)) => return Poll::Ready(Err(())),
+                None => Bytes::new(),
+            };
+            if piece.len() <= COPIED {
+                self.out.extend_from_slice(&piece);
+            } else {
+                self.piece = piece;
+            }
+        }
+        // There may be more, but this is enough for now.
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Sends the rest of a request whose answer has been read, and lets the connection go: so that an app which reads its
+/// answer only after its request gets that far.
+pub(super) async fn carry_on(mut wire: Wire, mut upload: Upload, idle_timeout: Duration) {
+    let mut idle = None;
+    let mut written = upload.written;
+    poll_fn(|cx| {
+        let ended = upload.poll(cx, &mut wire).is_ready();
+        if ended || written != upload.written {
+            (idle, written) = (None, upload.written);
+        }
+        if ended {
+            return Poll::Ready(());
+        }
+        // An app that pauses is watched where its body is read.
+        Pin::new(idle.get_or_insert_with(|| Deadline::after(2 * idle_timeout))).poll(cx)
+    })
+    .await;
+}
+
+/// Idle connections, the one used last on top.
+#[derive(Default)]
+pub(super) struct Pool {
+    idle: RefCell<VecDeque<Idle>>,
+    /// Until then nothing is kept.
+    distrusted_until: Cell<Option<Instant>>,
+}
+
+struct Idle {
+    wire: Wire,
+    since: Instant,
+}
+
+impl Pool {
+    /// A connection that may carry a call now.
+    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Wire> {
+        let now = Instant::now();
+        loop {
+            // Not in a `while let`, which would hold the borrow while the body wants it.
+            let mut connection = self.idle.borrow_mut().pop_back()?;
+            let idle_for = now.saturating_duration_since(connection.since);
+            match connection.wire.is_quiet(cx) {
+                Quiet::Yes if idle_for < KEEP_IDLE => return Some(connection.wire),
+                Quiet::Closed if idle_for < HARDLY_IDLE => self.distrust(),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn put(&self, wire: Wire) {
+        let now = Instant::now();
+        if self.distrusted_until.get().is_some_and(|until| now < until) {
+            return;
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= MOST_IDLE {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { wire, since: now });
+    }
+
+    /// The other side closes connections it seems to keep.
+    pub(super) fn distrust(&self) {
+        self.distrusted_until.set(Some(Instant::now() + DISTRUST));
+        drop(self.idle.take());
+    }
+
+    /// Closes those that have been idle for too long, or that the other side has closed.
+    pub(super) fn sweep(&self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.idle
+            .borrow_mut()
+            .retain_mut(|idle| idle.since.elapsed() < KEEP_IDLE && idle.wire.is_quiet(&mut cx) == Quiet::Yes);
+    }
+}
