@@ -64,7 +64,7 @@ async fn a_secret_goes_to_a_pinned_server_only() {
         let setup = Setup::new(&upstream.origin(), &Tokens::start().await);
         let _ = setup.with(|made| config = Some(made.source_for(&made.accounts[0])));
         let origin = Origin::parse(&upstream.origin()).unwrap();
-        let roots = authority.roots().pinned(Pins::parse(&pins).unwrap());
+        let roots = authority.roots().pinned(Pins::parse(&pins).unwrap()).unwrap();
         let config =
             Config { origin, roots, endpoint: Endpoint::Stable, fetch_timeout: PATIENCE, ..config.unwrap() };
         let (appid, secret) = (AppId::parse(APPID).unwrap(), Secret::parse(SECRET).unwrap());
