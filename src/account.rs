@@ -183,6 +183,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_secret_that_was_replaced_is_remembered_for_a_while() {
+        let account = idle("wx1", "first");
+        for n in 0..10 {
+            account.replace_secret(Secret::parse(&format!("secret&{n}")).unwrap());
+        }
+        let secrets = account.secrets();
+        assert_eq!((secrets.current().expose(), secrets.current().encoded()), ("secret&9", "secret%269"));
+        let known: Vec<_> = secrets.known().map(Spelled::expose).collect();
+        assert_eq!(known, ["secret&9", "secret&8", "secret&7", "secret&6", "secret&5"]);
+        account.replace_secret(Secret::parse("secret&8").unwrap());
+        let secrets = account.secrets();
+        let known: Vec<_> = secrets.known().map(Spelled::expose).collect();
+        assert_eq!(known, ["secret&8", "secret&9", "secret&7", "secret&6", "secret&5"], "each is known once");
+    }
+
+    #[test]
     fn a_placeholder_names_its_account_and_needs_no_escape() {
         let appid = AppId::parse("wx0123456789abcdef").unwrap();
         let placeholder = placeholder(&appid);

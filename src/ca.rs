@@ -551,6 +551,25 @@ mod tests {
     }
 
     #[test]
+    fn an_authority_that_was_replaced_is_read_again_and_a_broken_one_changes_nothing() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hosts = hosts(&[]);
+        make(one.path(), &hosts).unwrap();
+        make(two.path(), &hosts).unwrap();
+        let identity = Identity::new(Arc::new(Authority::read(one.path(), &hosts).unwrap())).unwrap();
+        let shown = || identity.current.read().unwrap().cert[0].clone();
+        let before = shown();
+        assert_eq!(identity.reread(), Ok(false));
+        std::fs::copy(two.path().join(KEY), one.path().join(KEY)).unwrap();
+        assert!(identity.reread().unwrap_err().contains("are no pair"), "half of it is there");
+        assert_eq!(shown(), before);
+        std::fs::copy(two.path().join(CERTIFICATE), one.path().join(CERTIFICATE)).unwrap();
+        assert_eq!(identity.reread(), Ok(true));
+        assert_ne!(shown(), before);
+        identity.authority().verify(&shown(), "api.weixin.qq.com", now()).unwrap();
+    }
+
+    #[test]
     fn what_ca_did_not_make_is_refused() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         make(one.path(), &hosts(&[])).unwrap();

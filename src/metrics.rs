@@ -316,23 +316,24 @@ impl Totals {
     /// The counters of calls that are not zero, and for every account those of a call that went well, so that a rate
     /// begins at nothing.
     pub fn calls(&self) -> impl Iterator<Item = Calls<'_>> {
-        let accounts = self.accounts.iter().enumerate();
-        accounts.flat_map(move |(n, account)| {
-            Action::ALL.iter().flat_map(move |&action| {
-                Outcome::all().flat_map(move |outcome| {
-                    let codes = if Outcome::WITH_ERRCODE.contains(&outcome) {
-                        Errcode::all()
-                    } else {
-                        &[Errcode::NONE]
-                    };
-                    codes.iter().filter_map(move |&errcode| {
-                        let count = self.calls[slot(n, action, outcome, errcode)];
-                        let always = action == Action::AppendToken
-                            && outcome == Outcome::Ok
-                            && errcode == Errcode::NONE
-                            && account != NO_ACCOUNT;
-                        (count > 0 || always).then_some(Calls { account, action, outcome, errcode, count })
-                    })
+        (0..self.accounts.len()).flat_map(|n| self.calls_of(n))
+    }
+
+    /// Those of one account.
+    fn calls_of(&self, n: usize) -> impl Iterator<Item = Calls<'_>> {
+        let account = self.accounts[n].as_str();
+        let actions = Action::ALL.iter();
+        actions.flat_map(move |&action| {
+            Outcome::all().flat_map(move |outcome| {
+                let told = Outcome::WITH_ERRCODE.contains(&outcome);
+                let codes = if told { Errcode::all() } else { &[Errcode::NONE] };
+                codes.iter().filter_map(move |&errcode| {
+                    let count = self.calls[slot(n, action, outcome, errcode)];
+                    let always = action == Action::AppendToken
+                        && outcome == Outcome::Ok
+                        && errcode == Errcode::NONE
+                        && account != NO_ACCOUNT;
+                    (count > 0 || always).then_some(Calls { account, action, outcome, errcode, count })
                 })
             })
         })
@@ -360,12 +361,24 @@ impl Totals {
         self.accepted.saturating_sub(self.closed)
     }
 
-    /// The counts of one account, or of all, as a person wants them.
+    /// The counts of one account, as a person wants them; nothing for one that was not configured.
     #[must_use]
-    pub fn summary(&self, account: Option<&str>) -> Summary {
-        let mine = |label: &str| account.is_none_or(|account| account == label);
-        let mut summary = Summary::default();
-        for calls in self.calls().filter(|calls| mine(calls.account)) {
+    pub fn summary(&self, account: &str) -> Summary {
+        let n = self.accounts.iter().position(|label| label == account);
+        n.map_or_else(Summary::default, |n| self.summary_of(n))
+    }
+
+    /// The counts of all accounts together, and of calls that had none.
+    #[must_use]
+    pub fn summary_of_all(&self) -> Summary {
+        (0..self.accounts.len()).map(|n| self.summary_of(n)).fold(Summary::default(), Summary::plus)
+    }
+
+    fn summary_of(&self, n: usize) -> Summary {
+        let refusals = &self.refusals[n * REFUSALS.len()..(n + 1) * REFUSALS.len()];
+        let mut summary =
+            Summary { refusals: refusals.iter().sum(), replays: self.replays[n], ..Summary::default() };
+        for calls in self.calls_of(n) {
             summary.calls += calls.count;
             match calls.outcome {
                 Outcome::Ok | Outcome::RefusedAndCured | Outcome::Left => {}
@@ -373,8 +386,6 @@ impl Totals {
                 Outcome::Cut | Outcome::Ours(_) => summary.errors += calls.count,
             }
         }
-        summary.refusals = self.refusals().filter(|(label, ..)| mine(label)).map(|(.., n)| n).sum();
-        summary.replays = self.replays().filter(|(label, _)| mine(label)).map(|(_, n)| n).sum();
         summary
     }
 }
@@ -392,6 +403,18 @@ pub struct Summary {
     pub refusals: u64,
     /// Calls that WeChat was sent twice.
     pub replays: u64,
+}
+
+impl Summary {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            calls: self.calls + other.calls,
+            errors: self.errors + other.errors,
+            wechat_errors: self.wechat_errors + other.wechat_errors,
+            refusals: self.refusals + other.refusals,
+            replays: self.replays + other.replays,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -454,14 +477,14 @@ mod tests {
         assert_eq!(totals.replays().collect::<Vec<_>>(), [("wxa", 0), ("wxb", 1)]);
         assert_eq!((totals.accepted, totals.open()), (2, 1));
         assert_eq!((totals.whole.count(), totals.token_wait.count(), totals.own.count()), (5, 1, 4));
-        let summary = totals.summary(Some("wxb"));
+        let summary = totals.summary("wxb");
         assert_eq!(
             summary,
             Summary { calls: 5, errors: 1, wechat_errors: 1, refusals: 1, replays: 1 },
             "and nobody else's"
         );
-        assert_eq!(totals.summary(Some("wxa")), Summary::default());
-        assert_eq!(totals.summary(None), summary);
+        assert_eq!(totals.summary("wxa"), Summary::default());
+        assert_eq!(totals.summary_of_all(), summary);
     }
 
     #[test]

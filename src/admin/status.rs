@@ -95,7 +95,7 @@ impl Overview {
             accounts,
             connections: Connections { open: totals.open(), accepted: totals.accepted },
             replay_budget: Budget { used_bytes: self.replay_budget.1(), limit_bytes: self.replay_budget.0 },
-            counts: totals.summary(None),
+            counts: totals.summary_of_all(),
             history: Minutes {
                 step_seconds: STEP.as_secs(),
                 minutes: self.history.borrow().minutes(self.counts(&totals)),
@@ -106,7 +106,7 @@ impl Overview {
     }
 
     fn counts(&self, totals: &Totals) -> Counts {
-        let summary = totals.summary(None);
+        let summary = totals.summary_of_all();
         Counts {
             calls: summary.calls,
             errors: summary.errors + summary.wechat_errors,
@@ -293,7 +293,7 @@ fn status(n: usize, account: &Account, totals: &Totals) -> AccountStatus {
         fetch_failures: failures,
         adoptions: counted.adoptions,
         foreign_rotations,
-        counts: totals.summary(Some(appid)),
+        counts: totals.summary(appid),
     }
 }
 

@@ -129,12 +129,15 @@ async fn check_of_a_bad_one_is_1_and_says_what_to_do() {
     assert_eq!(ended.code, Some(1), "{}{}", ended.out, ended.err);
     let said = format!("{}{}", ended.out, ended.err);
     assert!(said.contains("40125") && said.contains("put the current one into secret"), "{said}");
+    assert!(said.contains("127.0.0.1 is found at 127.0.0.1"), "{said}");
+    assert!(said.contains("The settings have to change; trying again does not help"), "{said}");
     assert!(!said.contains(wrong));
 
     wechat.sim.fail_fetches(FetchFailure::Errcode(40164), FOREVER);
     let ended = run(command(check(&wechat), wechat.env())).await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.out.contains("101.45.43.1") && ended.out.contains("whitelist"), "{}", ended.out);
+    assert!(ended.out.contains("What counts is the address WeChat saw"), "{}", ended.out);
 }
 
 #[tokio::test]

@@ -96,6 +96,13 @@ async fn good_calls(process: &Process, watch: &mut Watch) {
     watch.got(&app.call(Method::POST, UPLOAD, "image/jpeg", noise(20_000), "u").await);
 }
 
+/// Everything the admin port shows.
+async fn admin_port(process: &Process, watch: &mut Watch) {
+    for path in ["/", "/status", "/metrics", "/readyz", "/startupz"] {
+        watch.got(&process.app.admin(path).await);
+    }
+}
+
 async fn a_life(classic: bool, format: &str, filter: &str) {
     let wechat = Wechat::tls().await;
     wechat.sim.set_account(&AppId::parse(APPID).unwrap(), &Secret::parse(SECRET).unwrap());
@@ -123,7 +130,7 @@ async fn a_life(classic: bool, format: &str, filter: &str) {
     );
     let process = Process::spawn(command(args, [("WECHAT_SIDECAR_SECRET".into(), SECRET.into())])).await;
     watch.got(&process.app.message("without a token").await);
-    watch.got(&process.app.admin("/readyz").await);
+    admin_port(&process, &mut watch).await;
     process.app.until_ready().await;
     watch.note_tokens(&wechat);
     good_calls(&process, &mut watch).await;
@@ -149,7 +156,7 @@ async fn a_life(classic: bool, format: &str, filter: &str) {
         watch.got(&process.app.post("/wxa/anything", "{}").await);
     }
     watch.note_tokens(&wechat);
-    watch.got(&process.app.admin("/readyz").await);
+    admin_port(&process, &mut watch).await;
 
     // Bad input, with something private in each.
     for bad in [
@@ -171,6 +178,7 @@ async fn a_life(classic: bool, format: &str, filter: &str) {
     wechat.sim.fail_fetches(FetchFailure::Errcode(40125), 1);
     wechat.sim.expire_now(APPID);
     watch.got(&process.app.message("refused for good").await);
+    admin_port(&process, &mut watch).await;
     wechat.sim.gather(SEND, 2);
     let before = wechat.sim.counts().all_calls();
     let mut in_flight = TcpStream::connect(process.addresses.proxy).await.unwrap();
