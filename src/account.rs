@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret, SecretOrigin};
+use crate::token::bridge::format::Format;
 use crate::token::keeper::TokenKeeper;
 use crate::token::percent_encode;
 use crate::token::source::Endpoint;
@@ -16,12 +17,14 @@ use crate::token::source::Endpoint;
 pub struct Config {
     /// Its public name.
     pub appid: AppId,
-    /// Its AppSecret.
-    pub secret: Secret,
+    /// Its AppSecret, if this sidecar has it.
+    pub secret: Option<Secret>,
     /// Where the secret came from.
-    pub secret_origin: SecretOrigin,
+    pub secret_origin: Option<SecretOrigin>,
     /// Which endpoint issues its token.
     pub endpoint: Endpoint,
+    /// Where apps that have yet to move look for its token.
+    pub bridge: Vec<Format>,
 }
 
 /// One WeChat account at work. Cheap to clone.
@@ -37,10 +40,11 @@ struct Inner {
 }
 
 impl Account {
-    /// An account whose token `keeper` keeps.
+    /// An account whose token `keeper` keeps. Without a secret it has no login calls.
     #[must_use]
-    pub fn new(appid: AppId, secret: Secret, keeper: TokenKeeper) -> Self {
-        let secrets = ArcSwap::from_pointee(Secrets { spelled: vec![Spelled::new(secret)] });
+    pub fn new(appid: AppId, secret: Option<Secret>, keeper: TokenKeeper) -> Self {
+        let secrets =
+            ArcSwap::from_pointee(Secrets { spelled: secret.map(Spelled::new).into_iter().collect() });
         Self(Arc::new(Inner { placeholder: placeholder(&appid), appid, secrets, keeper }))
     }
 
@@ -50,7 +54,7 @@ impl Account {
         &self.0.appid
     }
 
-    /// Its AppSecret as it is now, and those before it.
+    /// Its AppSecret as it is now, if this sidecar has it, and those before it.
     #[must_use]
     pub fn secrets(&self) -> Arc<Secrets> {
         self.0.secrets.load_full()
@@ -84,10 +88,10 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// The one in force.
+    /// The one in force; `None` where this sidecar has none.
     #[must_use]
-    pub fn current(&self) -> &Spelled {
-        &self.spelled[0]
+    pub fn current(&self) -> Option<&Spelled> {
+        self.spelled.first()
     }
 
     /// All of them.
@@ -168,6 +172,7 @@ pub(crate) fn idle(appid: &str, secret: &str) -> Account {
         endpoint: Endpoint::Stable,
         origin: crate::origin::Origin::parse("http://127.0.0.1:1").unwrap(),
         roots: crate::tls::ExtraRoots::default(),
+        proxy: None,
         connect_timeout: Duration::from_secs(1),
         fetch_timeout: Duration::from_secs(1),
     };
@@ -175,7 +180,7 @@ pub(crate) fn idle(appid: &str, secret: &str) -> Account {
     let secret = Secret::parse(secret).unwrap();
     let source = Source::new(&config, appid.clone(), secret.clone()).unwrap();
     let (keeper, _worker) = TokenKeeper::new(appid.clone(), source, crate::token::store::MemoryStore::new());
-    Account::new(appid, secret, keeper)
+    Account::new(appid, Some(secret), keeper)
 }
 
 #[cfg(test)]
@@ -189,7 +194,8 @@ mod tests {
             account.replace_secret(Secret::parse(&format!("secret&{n}")).unwrap());
         }
         let secrets = account.secrets();
-        assert_eq!((secrets.current().expose(), secrets.current().encoded()), ("secret&9", "secret%269"));
+        let current = secrets.current().unwrap();
+        assert_eq!((current.expose(), current.encoded()), ("secret&9", "secret%269"));
         let known: Vec<_> = secrets.known().map(Spelled::expose).collect();
         assert_eq!(known, ["secret&9", "secret&8", "secret&7", "secret&6", "secret&5"]);
         account.replace_secret(Secret::parse("secret&8").unwrap());

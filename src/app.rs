@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::account::Account;
+use crate::account::{Account, is_placeholder};
 use crate::admin::status::Overview;
 use crate::admin::{self, Admin};
 use crate::app::reload::{Reload, SecretFile};
@@ -34,9 +34,12 @@ use crate::proxy::route::Routes;
 use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
+use crate::token::bridge::Bridge;
+use crate::token::bridge::adopt::Adopting;
 use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::redis::Redis;
 use crate::token::source::Source;
-use crate::token::store::MemoryStore;
+use crate::token::store::{Store, Stores};
 
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -53,7 +56,11 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Arc<Source>, MemoryStore>>,
+    keepers: Vec<Worker<Adopting<Arc<Source>>, Store>>,
+    /// Those to apps that have yet to move, each with the keeper whose token it gives.
+    bridges: Vec<(Arc<Bridge>, TokenKeeper)>,
+    /// What the stores and the bridges ask.
+    redis: Vec<Redis>,
     reload: Reload,
     hangups: watch::Sender<()>,
 }
@@ -146,27 +153,50 @@ impl App {
         // After the ports: one that is taken is the plainer news.
         reach::check(&config).map_err(BindError::Other)?;
 
+        let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
-        let mut reload = Reload { identity: identity.clone(), ..Reload::default() };
+        let mut bridges = Vec::new();
+        let mut reload =
+            Reload { identity: identity.clone(), admin: config.admin.identity.clone(), ..Reload::default() };
         // The upstream's and the sources' are one.
-        reload.roots.push(config.upstream.roots.clone());
+        reload.roots.extend(Some(&config.upstream.roots).filter(|roots| roots.are_from_a_file()).cloned());
+        // The bridge's Redis, apart from the store's where it is another.
+        let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
+        let bridged = apart.as_ref().or(stores.redis()).cloned();
         for account in &config.accounts {
-            let source = config.source_for(account);
-            let source = Source::new(&source, account.appid.clone(), account.secret.clone())
-                .map_err(|error| BindError::Other(error.to_string()))?;
-            let source = Arc::new(source);
-            let (keeper, worker) =
-                TokenKeeper::new(account.appid.clone(), Arc::clone(&source), MemoryStore::new());
+            let source = Arc::new(config.token_source(account).map_err(BindError::Other)?);
+            let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());
+            let bridge = bridge.map(|(bridge, redis)| {
+                let (appid, secret, formats) =
+                    (account.appid.clone(), account.secret.as_ref(), &account.bridge);
+                Arc::new(Bridge::new(appid, secret, formats, redis.clone(), bridge.adopt, is_placeholder))
+            });
+            let adopting = Adopting::new(Arc::clone(&source), bridge.clone());
+            let store = stores.of(&account.appid, account.endpoint);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), adopting, store);
+            bridges.extend(bridge.map(|bridge| (bridge, keeper.clone())));
             let served = Account::new(account.appid.clone(), account.secret.clone(), keeper);
-            if let SecretOrigin::File(path) = &account.secret_origin {
+            if let Some(SecretOrigin::File(path)) = &account.secret_origin {
                 reload.secrets.push(SecretFile::new(served.clone(), source, path.clone()));
             }
             accounts.push(served);
             keepers.push(worker);
         }
-        let hangups = watch::Sender::new(());
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, reload, hangups })
+        let redis = stores.redis().cloned().into_iter().chain(apart).collect();
+        Ok(Self {
+            config,
+            addresses,
+            listeners,
+            identity,
+            admin,
+            accounts,
+            keepers,
+            bridges,
+            redis,
+            reload,
+            hangups: watch::Sender::new(()),
+        })
     }
 
     /// Whoever sends on this has secrets and certificates read again at once.
@@ -186,7 +216,19 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, reload, hangups, .. } = self;
+        let Self {
+            config,
+            listeners,
+            identity,
+            admin,
+            accounts,
+            keepers,
+            bridges,
+            redis,
+            reload,
+            hangups,
+            ..
+        } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -232,10 +274,16 @@ impl App {
         let settings = config.in_force.clone();
         let (used, limit) = (budget, config.proxy.replay_budget);
         let control = thread("control".to_owned(), ended, move || async move {
+            for redis in redis {
+                tokio::task::spawn_local(redis.run());
+            }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }
             tokio::task::spawn_local(reload.run(hangups.subscribe()));
+            for (bridge, keeper) in bridges {
+                tokio::task::spawn_local(bridge.give(keeper));
+            }
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {
                     loop {
@@ -244,14 +292,15 @@ impl App {
                     }
                 });
             }
-            let overview = Overview::new(accounts, hub, watching)
+            let overview = Overview::new(accounts.clone(), hub, watching.clone())
                 .with_settings(settings)
                 .with_replay_budget(limit, Box::new(move || used.used()));
             let overview = Rc::new(overview);
             let remembering = Rc::clone(&overview);
             tokio::task::spawn_local(async move { remembering.remember().await });
-            let admin_handler = Rc::new(Admin::new(overview).with_quit(quit));
-            server::serve(admin, Entry::Http, admin_handler, admin::LIMITS, control_watching).await
+            let entry = config.admin.identity.clone().map_or(Entry::Http, Entry::Own);
+            let admin_handler = Rc::new(Admin::new(&config.admin, accounts, overview).with_quit(quit));
+            server::serve(admin, entry, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());

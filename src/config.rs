@@ -4,14 +4,18 @@
 //! Components declare what they need and never look here. All problems are told at once, each with the place it was
 //! found at, its value (never a secret's) and what to do about it.
 
+pub mod bridge;
 pub mod cli;
 pub mod settings;
 
+mod admin_port;
 mod file;
 mod in_force;
 mod problem;
 mod reader;
 mod sources;
+mod store;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -27,7 +31,8 @@ use crate::credentials::{AppId, Secret, SecretOrigin, read_secret_file};
 use crate::hosts::Hosts;
 use crate::origin::{Origin, Reach};
 use crate::tls::ExtraRoots;
-use crate::token::source::Endpoint;
+use crate::token::bridge::format::Format;
+use crate::token::source::{CentralSource, Egress, Endpoint, FollowerSource};
 use crate::{account, admin, proxy, server, telemetry, token};
 
 use file::Table;
@@ -37,6 +42,7 @@ use values::{Parsed, Refusal};
 
 pub use problem::{Place, Problem, Problems};
 pub use sources::Flags;
+pub use supply::Supply;
 
 /// Most workers that are started unasked: a sidecar shares its machine with the app it serves.
 const MOST_WORKERS: usize = 4;
@@ -50,15 +56,21 @@ pub struct Config {
     pub proxy: proxy::Config,
     /// Where WeChat is and how long it may take.
     pub upstream: proxy::upstream::Config,
-    /// What all accounts' token fetches have in common.
+    /// Where all accounts' tokens come from.
+    pub supply: Supply,
+    /// What all accounts' token fetches from WeChat have in common.
     pub source: Source,
+    /// Where tokens are kept.
+    pub store: token::store::Config,
     /// The hosts that calls may name.
     pub hosts: Hosts,
     /// Who certifies us to apps that speak TLS, if anyone does.
     pub authority: Option<Arc<Authority>>,
     /// The accounts, no appid twice; the first is the default. Never empty.
     pub accounts: Vec<account::Config>,
-    /// Where probes are answered.
+    /// Where the bridge of the accounts that have one leads.
+    pub bridge: Option<bridge::Config>,
+    /// Where probes are answered, and who may ask for more.
     pub admin: admin::Config,
     /// What is logged and how.
     pub telemetry: telemetry::Config,
@@ -80,19 +92,42 @@ impl Config {
             endpoint: account.endpoint,
             origin: self.source.origin.clone(),
             roots: self.source.roots.clone(),
+            proxy: self.source.proxy.clone(),
             connect_timeout: self.source.connect_timeout,
             fetch_timeout: self.source.fetch_timeout,
         }
     }
+
+    /// What brings this account's tokens.
+    ///
+    /// # Errors
+    /// A sentence, when no HTTP client can be built, or the account lacks the AppSecret that it takes.
+    pub fn token_source(&self, account: &account::Config) -> Result<token::source::Source, String> {
+        let appid = account.appid.clone();
+        match &self.supply {
+            Supply::WeChat => {
+                let secret = account.secret.clone().ok_or_else(|| {
+                    format!("{appid} has no AppSecret to fetch tokens with; set secret or secret_file")
+                })?;
+                token::source::Source::new(&self.source_for(account), appid, secret)
+            }
+            Supply::Central(central) => {
+                CentralSource::new(central, appid).map(token::source::Source::Central)
+            }
+            Supply::Store => Ok(token::source::Source::Follower(FollowerSource)),
+        }
+    }
 }
 
-/// What all accounts' token fetches have in common.
+/// What all accounts' token fetches from WeChat have in common.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// WeChat.
     pub origin: Origin,
     /// Roots to trust beside Mozilla's.
     pub roots: ExtraRoots,
+    /// The proxy that fetches go through, if one is named.
+    pub proxy: Option<Egress>,
     /// The longest a connection may take.
     pub connect_timeout: Duration,
     /// The longest a whole fetch may take.
@@ -107,28 +142,31 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let mut reader = Reader::new(Verb::Run, flags, env);
     let accounts = accounts(&mut reader);
     let listen = reader.listen("listen");
-    let admin_listen = reader.listen("admin_listen");
+    let admin = admin_port::admin(&mut reader);
     let tls_listen = reader.listen("tls_listen");
     let origin = upstream(&mut reader);
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
-    let roots = roots(&mut reader);
-    reader.value("store", values::store);
+    let roots = roots(&mut reader, "upstream_ca_file");
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
     let response_timeout = reader.duration("response_timeout");
     let idle_timeout = reader.duration("idle_timeout");
     let fetch_timeout = reader.duration("fetch_timeout");
+    let store = store::read(&mut reader, fetch_timeout);
+    let supply = supply::supply(&mut reader, connect_timeout, fetch_timeout);
+    let egress = supply::egress(&mut reader, origin.as_ref());
+    let bridge = bridge::read(&mut reader, &accounts, store.as_ref());
     let token_wait = reader.duration("token_wait");
     let drain_delay = reader.duration("drain_delay");
     let grace_period = reader.duration("grace_period");
-    let quit = reader.switch("quit_endpoint");
     let workers = workers(&mut reader);
     let replay_limit = reader.size("replay_limit");
     let replay_budget = reader.size("replay_budget");
     let max_body = reader.size("max_body");
     let max_head = reader.size("max_head").and_then(|size| usize::try_from(size).ok());
 
+    let admin_listen = admin.as_ref().map(|admin| admin.listen);
     for (one, other_key, other) in [
         (listen, "admin_listen", admin_listen),
         (listen, "tls_listen", tls_listen),
@@ -191,11 +229,14 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
                 response_timeout: response_timeout?,
                 idle_timeout: idle_timeout?,
             },
-            source: Source { origin, roots, connect_timeout, fetch_timeout: fetch_timeout? },
+            supply: supply?,
+            source: Source { origin, roots, proxy: egress?, connect_timeout, fetch_timeout: fetch_timeout? },
+            store: store?,
             hosts: hosts?,
             authority,
             accounts,
-            admin: admin::Config { listen: admin_listen?, quit: quit? },
+            bridge,
+            admin: admin?,
             telemetry: telemetry?,
             drain_delay: drain_delay?,
             grace_period: grace_period?,
@@ -222,13 +263,21 @@ fn warn(config: &mut Config) {
         ));
     }
     config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
-    for account in config.accounts.iter().filter(|account| account.endpoint == Endpoint::Classic) {
+    config.warnings.extend(admin_port::warnings(config));
+    let fetches = matches!(config.supply, Supply::WeChat);
+    for account in config.accounts.iter().filter(|a| fetches && a.endpoint == Endpoint::Classic) {
+        let rule = match config.store {
+            token::store::Config::Memory => "run one replica, or use stable_token",
+            token::store::Config::Redis(_) => "give every replica this store",
+        };
         config.warnings.push(format!(
             "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
-             else may fetch tokens for this appid; run one replica, or use stable_token",
+             else may fetch tokens for this appid; {rule}",
             account.appid
         ));
     }
+    config.warnings.extend(store::warning(&config.store));
+    config.warnings.extend(bridge::warnings(config));
     let strangers =
         telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
     for target in strangers.unwrap_or_default() {
@@ -242,14 +291,16 @@ fn warn(config: &mut Config) {
 /// The top-level account, if one is named, and the file's `[[account]]` tables, in this order.
 fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     let endpoint = reader.value("token_endpoint", endpoint).unwrap_or_default();
+    let bridge = reader.value("bridge", bridge::formats).unwrap_or_default();
+    let shared = Shared { endpoint, bridge, secretless: supply::needs_no_secret(reader) };
     let values = std::mem::take(&mut reader.sources.values);
     let tables = std::mem::take(&mut reader.sources.accounts);
     let mut accounts: Vec<(account::Config, Place)> = Vec::new();
     if names_an_account(&values) || tables.is_empty() {
-        accounts.extend(account(reader, &values, None, endpoint));
+        accounts.extend(account(reader, &values, None, &shared));
     }
     for (table, place) in &tables {
-        let Some((account, at)) = account(reader, table, Some(place), endpoint) else { continue };
+        let Some((account, at)) = account(reader, table, Some(place), &shared) else { continue };
         if let Some((_, first)) = accounts.iter().find(|(other, _)| other.appid == account.appid) {
             let what = format!("This account is configured twice; first here: {first}.");
             let mut problem = Problem::new("appid", at, what, "keep one of them");
@@ -263,6 +314,14 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
     accounts.into_iter().map(|(account, _)| account).collect()
 }
 
+/// What accounts have from the settings of the whole sidecar.
+struct Shared {
+    endpoint: Endpoint,
+    bridge: Vec<Format>,
+    /// An account may lack its AppSecret: where tokens come from elsewhere, it is for login calls only.
+    secretless: bool,
+}
+
 /// One account of a table, and where its appid was written; `None` and problems when it is not whole.
 ///
 /// `begins` is where an `[[account]]` begins, `None` for the top-level account.
@@ -270,7 +329,7 @@ fn account(
     reader: &mut Reader,
     table: &Table,
     begins: Option<&Place>,
-    inherited: Endpoint,
+    shared: &Shared,
 ) -> Option<(account::Config, Place)> {
     let appid = match table.get("appid") {
         Some(written) => take(&mut reader.problems, "appid", written, values::appid)
@@ -280,21 +339,31 @@ fn account(
             None
         }
     };
-    let secret = secret(reader, table, begins);
+    let secret = secret(reader, table, begins, shared.secretless);
     let endpoint = match table.get("token_endpoint").filter(|_| begins.is_some()) {
         Some(written) => take(&mut reader.problems, "token_endpoint", written, endpoint),
-        None => Some(inherited),
+        None => Some(shared.endpoint),
+    };
+    let bridge = match table.get("bridge").filter(|_| begins.is_some()) {
+        Some(written) => take(&mut reader.problems, "bridge", written, bridge::formats),
+        None => Some(shared.bridge.clone()),
     };
     let (appid, place): (AppId, Place) = appid?;
-    let (secret, secret_origin) = secret?;
-    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint? }, place))
+    let (secret, secret_origin) = secret?.unzip();
+    Some((account::Config { appid, secret, secret_origin, endpoint: endpoint?, bridge: bridge? }, place))
 }
 
-fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<(Secret, SecretOrigin)> {
+/// The AppSecret of a table, if it has one; the outer `None` comes with a problem.
+fn secret(
+    reader: &mut Reader,
+    table: &Table,
+    begins: Option<&Place>,
+    secretless: bool,
+) -> Option<Option<(Secret, SecretOrigin)>> {
     match (table.get("secret"), table.get("secret_file")) {
         (Some(written), None) => {
             let secret = take(&mut reader.problems, "secret", written, values::secret)?;
-            Some((secret, SecretOrigin::Value))
+            Some(Some((secret, SecretOrigin::Value)))
         }
         (None, Some(written)) => take(&mut reader.problems, "secret_file", written, |text| {
             let path = reader::path(text, &written.place)?;
@@ -307,13 +376,14 @@ fn secret(reader: &mut Reader, table: &Table, begins: Option<&Place>) -> Option<
                 });
             }
             let secret = read_secret_file(&path).map_err(|told| Refusal::from_sentence(&told))?;
-            Ok((secret, SecretOrigin::File(path)))
+            Ok(Some((secret, SecretOrigin::File(path))))
         }),
         (Some(value), Some(file)) => {
             let what = format!("The secret is given twice: here, and as secret_file ({}).", file.place);
             reader.problems.push(Problem::new("secret", value.place.clone(), what, "keep one of them"));
             None
         }
+        (None, None) if secretless => Some(None),
         (None, None) => {
             missing(reader, "secret", begins);
             None
@@ -417,11 +487,11 @@ fn authority(reader: &mut Reader, hosts: Option<&Hosts>) -> Option<Arc<Authority
     })
 }
 
-fn roots(reader: &mut Reader) -> Option<ExtraRoots> {
-    let Some(written) = reader.sources.values.get("upstream_ca_file") else {
+fn roots(reader: &mut Reader, key: &str) -> Option<ExtraRoots> {
+    let Some(written) = reader.sources.values.get(key) else {
         return Some(ExtraRoots::default());
     };
-    take(&mut reader.problems, "upstream_ca_file", written, |text| {
+    take(&mut reader.problems, key, written, |text| {
         let path = reader::path(text, &written.place)?;
         ExtraRoots::read(&path).map_err(|told| Refusal::from_sentence(&told))
     })

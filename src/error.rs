@@ -69,6 +69,20 @@ causes! {
     BodyTooLarge => PAYLOAD_TOO_LARGE, 45002, "body-too-large";
     /// A body without Content-Length found no room in `replay_budget`.
     OutOfBudget => SERVICE_UNAVAILABLE, -1, "out-of-budget";
+    /// A login call of an account whose AppSecret this sidecar has not.
+    NoSecret => FORBIDDEN, 48001, "no-secret";
+    /// A request to the admin port that a web page may have sent.
+    CrossSite => FORBIDDEN, 48001, "cross-site";
+    /// A request to the admin port without a key, or with a wrong one.
+    NoKey => UNAUTHORIZED, 48001, "no-key";
+    /// A key that is not for this account, or an account that is not here.
+    ForeignAppid => FORBIDDEN, 48001, "foreign-appid";
+    /// Too many requests with a key, or refreshes of an account.
+    RateLimited => TOO_MANY_REQUESTS, 45011, "rate-limited";
+    /// What this sidecar is not set up for.
+    NotOffered => NOT_FOUND, 40097, "not-offered";
+    /// A refresh that brought no token.
+    NotRefreshed => SERVICE_UNAVAILABLE, -1, "not-refreshed";
     /// There is no token that lives.
     NoToken => SERVICE_UNAVAILABLE, -1, "no-token";
     /// No connection to WeChat within `connect_timeout`.

@@ -145,6 +145,9 @@ impl Proxy {
         match route.action {
             Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
             Action::AnswerUnknownAppid => return Ok(Answer::Ours(answer::unknown_appid())),
+            Action::AppendSecret(SecretForm { secret: Some(_), body: false, .. }) => {
+                credential::check_secret(route.account)?;
+            }
             Action::AppendToken | Action::AppendSecret(_) | Action::KeepUserToken => {}
         }
 

@@ -110,6 +110,14 @@ impl Connection {
         self.0.peer.get()
     }
 
+    /// One with this peer.
+    #[cfg(test)]
+    pub(crate) fn from(peer: SocketAddr) -> Self {
+        let connection = Self::default();
+        connection.0.peer.set(Some(peer));
+        connection
+    }
+
     /// Whether the app speaks TLS to us, so that it believes to speak to the host it names.
     #[must_use]
     pub fn is_tls(&self) -> bool {

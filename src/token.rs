@@ -3,11 +3,19 @@
 //! `wake(Reason) → load → adopt? → lease → load again → adopt? → fetch → save → publish → release → sleep`
 //!
 //! One task per account walks that line ([`keeper`]) and is the only writer; every call reads what it published.
-//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share.
+//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share, [`redis`] the way to one of
+//! those; and [`bridge`] hands the token to apps that have yet to move here.
 
+pub mod bridge;
 pub mod keeper;
+pub mod redis;
 pub mod source;
 pub mod store;
+
+/// A real server for the tests of whoever asks one.
+#[cfg(test)]
+#[path = "../tests/integration/redis_rig.rs"]
+mod redis_rig;
 
 use std::fmt;
 use std::sync::Arc;
@@ -158,11 +166,19 @@ pub(crate) fn percent_encode(value: &str) -> String {
 pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
-    fn of(value: &str) -> Self {
+    /// The name of a token.
+    pub(crate) fn of(value: &str) -> Self {
         let digest = Sha256::digest(value.as_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);
         Self(first)
+    }
+
+    /// Reads a name as it is written. No token is as short as that.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(|first| Self(first.to_be_bytes()))
     }
 }
 
@@ -199,7 +215,11 @@ mod tests {
         let life = Duration::from_secs(7200);
         let token = Token::new("50_Im7secretsecret", now, life).unwrap();
         assert!(!format!("{token:?} {:?}", Some(&token)).contains("Im7"));
-        assert_eq!(token.fingerprint().to_string().len(), 16);
+        let name = token.fingerprint().to_string();
+        assert_eq!((name.len(), Fingerprint::parse(&name)), (16, Some(token.fingerprint())));
+        for bad in ["", &name[1..], "+123456789abcdef", "0123456789abcdeg", "50_Im7secretsecret"] {
+            assert_eq!(Fingerprint::parse(bad), None, "{bad}");
+        }
         for bad in ["", "a b", "a\r\nX: y", "a\0", "微", &"a".repeat(4097)] {
             assert!(Token::new(bad, now, life).is_err(), "{bad:?}");
         }

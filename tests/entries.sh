@@ -7,38 +7,6 @@ source "$(dirname "$0")/lib.sh" "$@"
 unset http_proxy https_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY
 unset SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
 
-passed=0 failed=0
-# check TITLE COMMAND...: whether it does what the title says.
-check() {
-  local title="$1"
-  shift
-  if "$@" > "$work/out" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok      $title"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $title"
-    tail -n 20 "$work/out"
-  fi
-}
-# says WORDS COMMAND...: whether they are in what it prints.
-says() {
-  timeout 60 "${@:2}" > "$work/said" 2>&1 || true
-  cat "$work/said"
-  grep --quiet --fixed-strings -- "$1" "$work/said"
-}
-works() { timeout 60 "$@"; }
-fails() { ! timeout 60 "$@"; }
-
-until_found() {
-  for _ in $(seq 300); do
-    grep --quiet "$1" "$2" 2> /dev/null && return
-    sleep 0.1
-  done
-  cat "$2" >&2
-  exit 1
-}
-
 "$binary" simulate --listen 127.0.0.1:0 --control-listen 127.0.0.1:0 > "$work/sim" 2> "$work/sim.log" &
 pids+=("$!")
 until_found "Point a sidecar" "$work/sim"

@@ -2,7 +2,8 @@
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
 # Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node,
-# nginx, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for packages.
+# nginx, Redis, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and
+# apt for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -50,6 +51,8 @@ tools() {
   need python3 python3
   # For clients and SDKs that are not ours, and an upstream that is not ours.
   need openssl openssl
+  # For the store that replicas share.
+  need redis-server redis-server
   need node nodejs
   need npm npm
   need nginx nginx-light
@@ -84,6 +87,7 @@ step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
+step "central token server" bash tests/central.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "page" bash tests/page/run.sh "$target/release/wechat-sidecar" "$target/page"

@@ -3,14 +3,23 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
-use crate::config::Config;
+use crate::config::{Config, Supply};
 use crate::origin::{LOOP_REMEDY, Reach};
 
 /// Looks where the upstream is found, if we may be what is found there. Asks the system's resolver, and waits for it.
 ///
 /// # Errors
-/// The upstream is this sidecar; a sentence with the remedy.
+/// The upstream or the central server is this sidecar; a sentence with the remedy.
 pub fn check(config: &Config) -> Result<(), String> {
+    if let Supply::Central(central) = &config.supply
+        && central.origin.is_loopback()
+        && central.origin.port() == config.admin.listen.port()
+    {
+        let origin = &central.origin;
+        return Err(format!(
+            "central = {origin}: that is the admin port of this sidecar itself; let central name another one, or leave it out and fetch from WeChat"
+        ));
+    }
     let origin = &config.upstream.origin;
     let found: Vec<SocketAddr> = match origin.reach() {
         Reach::Address(address) => vec![address],

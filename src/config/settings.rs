@@ -4,8 +4,15 @@
 //! Setting `foo_bar` is the flag `--foo-bar`, the variable `WECHAT_SIDECAR_FOO_BAR` and the TOML key `foo_bar`.
 //! SECURITY: a secret is never a flag, because every user of the machine may read a command line.
 
+mod forms;
+mod nearest;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write;
 use std::time::Duration;
+
+pub(super) use nearest::nearest;
 
 /// What every variable of ours begins with.
 pub const ENV_PREFIX: &str = "WECHAT_SIDECAR_";
@@ -42,6 +49,8 @@ pub enum Kind {
     Listen,
     /// A scheme, a host and a port.
     Origin,
+    /// The same, of a proxy, and perhaps a login.
+    Proxy,
     /// An address to connect to.
     Address,
     /// Host names.
@@ -50,6 +59,14 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// Where replicas share tokens.
     Store,
+    /// What keys begin with.
+    Prefix,
+    /// A Redis.
+    Redis,
+    /// Formats of apps that have yet to move.
+    Bridge,
+    /// true or false.
+    Switch,
     /// What is logged.
     Filter,
     /// A length of time, from and up to.
@@ -58,8 +75,6 @@ pub enum Kind {
     Size(u64, u64),
     /// A number, from and up to.
     Count(u64, u64),
-    /// `true` or `false`.
-    Switch,
 }
 
 /// What holds when nobody sets it.
@@ -114,7 +129,7 @@ const GIB: u64 = 1 << 30;
 const TIMEOUT: Kind = Kind::Duration(Duration::from_millis(1), Duration::from_secs(3600));
 
 /// The keys of an `[[account]]` table.
-pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint"];
+pub const ACCOUNT_KEYS: &[&str] = &["appid", "secret", "secret_file", "token_endpoint", "bridge"];
 
 /// Every setting, in the order people read about them.
 pub static SETTINGS: &[Setting] = &[
@@ -159,9 +174,54 @@ pub static SETTINGS: &[Setting] = &[
         value: "ADDRESS:PORT",
         kind: Kind::Listen,
         default: Fallback::Text("127.0.0.1:7201"),
-        help: "Where the status page, /metrics and the probes are",
+        help: "Where the status page, /metrics, the probes and POST /refresh are",
         forms: Forms::All,
         commands: REACH,
+    },
+    Setting {
+        key: "admin_hosts",
+        value: "NAMES",
+        kind: Kind::Hosts,
+        default: Fallback::None,
+        help: "Names the admin port goes by, beside its addresses and localhost; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "admin_cert_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "The admin port's certificate chain (PEM): other machines then speak TLS to it",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "admin_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "The private key (PEM) of admin_cert_file",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "operator_keys_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Who may POST /refresh from other machines or by force: one `key appid[,appid...]` a line",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_keys_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Makes the admin port a central token server for these: one `key appid[,appid...]` a line",
+        forms: Forms::All,
+        commands: SERVE,
     },
     Setting {
         key: "ca_dir",
@@ -222,7 +282,7 @@ pub static SETTINGS: &[Setting] = &[
         value: "ENDPOINT",
         kind: Kind::OneOf(&["stable_token", "token"]),
         default: Fallback::Text("stable_token"),
-        help: "Which endpoint issues the token: stable_token, or the classic token for a single replica",
+        help: "Which endpoint issues the token: stable_token, or the classic token for a single replica or a store",
         forms: Forms::All,
         commands: SERVE,
     },
@@ -231,7 +291,115 @@ pub static SETTINGS: &[Setting] = &[
         value: "STORE",
         kind: Kind::Store,
         default: Fallback::Text("memory"),
-        help: "Where tokens are kept; this version has memory only",
+        help: "Where replicas share tokens: memory (nowhere), or a Redis or Valkey such as rediss://user@host:6379",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_password_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "A file that holds just the password to Redis, instead of one in `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_ca_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "CA certificates (PEM) to trust for a Redis over TLS, instead of the built-in ones",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "Keys that encrypt the token in Redis, one a line: the first seals, all open",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "store_prefix",
+        value: "PREFIX",
+        kind: Kind::Prefix,
+        default: Fallback::Text("wechat-sidecar"),
+        help: "What every key in Redis begins with; one for each environment that must not share tokens",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "role",
+        value: "ROLE",
+        kind: Kind::OneOf(&["fetcher", "follower"]),
+        default: Fallback::Text("fetcher"),
+        help: "A fetcher fetches tokens; a follower only takes what others put into the common store",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "token_proxy",
+        value: "URL",
+        kind: Kind::Proxy,
+        default: Fallback::None,
+        help: "An HTTP proxy with a whitelisted address, for token fetches only; no flag if it has a password",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central",
+        value: "URL",
+        kind: Kind::Origin,
+        default: Fallback::None,
+        help: "A central token server (another sidecar's admin port) to take tokens from; needs no secret",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_key_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "A file that holds just our key to the central server",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "central_ca_file",
+        value: "PATH",
+        kind: Kind::Path,
+        default: Fallback::None,
+        help: "CA certificates (PEM) to trust for the central server, beside the built-in ones",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge",
+        value: "FORMATS",
+        kind: Kind::Bridge,
+        default: Fallback::Text("none"),
+        help: "Hands the REAL token to apps that have yet to move, as their SDKs keep it in Redis; commas between them",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_store",
+        value: "URL",
+        kind: Kind::Redis,
+        default: Fallback::None,
+        help: "The Redis of these apps, such as redis://host:6379, where it is not the one of `store`",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "bridge_adopt",
+        value: "SWITCH",
+        kind: Kind::Switch,
+        default: Fallback::Text("false"),
+        help: "Whether a token that such an app fetched is taken instead of fetching another: true or false",
         forms: Forms::All,
         commands: SERVE,
     },
@@ -471,54 +639,6 @@ pub static SETTINGS: &[Setting] = &[
     },
 ];
 
-impl Setting {
-    /// The flag without its dashes, such as `foo-bar`.
-    #[must_use]
-    pub fn flag(&self) -> String {
-        // `simulate` has a listener and an appid of its own, with other defaults than the sidecar's.
-        self.key.strip_prefix("sim_").unwrap_or(self.key).replace('_', "-")
-    }
-
-    /// The variable, such as `WECHAT_SIDECAR_FOO_BAR`.
-    #[must_use]
-    pub fn env(&self) -> String {
-        format!("{ENV_PREFIX}{}", self.key.to_ascii_uppercase())
-    }
-
-    /// Whether a command line may have it.
-    #[must_use]
-    pub fn is_flag(&self) -> bool {
-        self.forms != Forms::NoFlag
-    }
-
-    /// Whether the environment may have it.
-    #[must_use]
-    pub fn is_env(&self) -> bool {
-        self.forms != Forms::FlagOnly
-    }
-
-    /// Whether a file may have it.
-    #[must_use]
-    pub fn is_file_key(&self) -> bool {
-        matches!(self.forms, Forms::All | Forms::NoFlag)
-    }
-
-    /// Whether its value must never be seen.
-    #[must_use]
-    pub fn is_secret(&self) -> bool {
-        self.kind == Kind::Secret
-    }
-
-    /// The help with what holds by default.
-    #[must_use]
-    pub fn help_text(&self) -> String {
-        match self.default {
-            Fallback::None => self.help.to_owned(),
-            Fallback::Text(text) | Fallback::Found(text) => format!("{} [default: {text}]", self.help),
-        }
-    }
-}
-
 /// The setting with this key. Keys are written in this crate only, so an unknown one is a mistake of ours.
 #[must_use]
 pub fn get(key: &str) -> &'static Setting {
@@ -552,90 +672,4 @@ pub fn readme_table() -> String {
         let _ = writeln!(table, "| {key} | {flag} | `{}` | {default} | {} |", setting.env(), setting.help);
     }
     table
-}
-
-/// The name a user most likely meant, if one is near.
-pub(super) fn nearest<'a>(written: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let written = written.to_ascii_lowercase().replace('-', "_");
-    names
-        .map(|name| (distance(&written, name), name))
-        .filter(|(distance, name)| {
-            *distance <= (name.len() / 3).max(1) || (name.len() >= 5 && written.contains(name))
-        })
-        .min()
-        .map(|(_, name)| name)
-}
-
-/// Levenshtein's: how many characters to add, drop or change.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_setting_has_a_name_of_its_own_and_one_line_of_help() {
-        let mut keys: Vec<_> = SETTINGS.iter().map(|s| s.key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        assert_eq!(keys.len(), SETTINGS.len());
-        for setting in SETTINGS {
-            assert!(!setting.help.contains('\n') && !setting.help.contains('|'), "{}", setting.key);
-            assert!(!setting.help.ends_with('.') && setting.help.len() < 110, "{}", setting.key);
-            assert!(!setting.commands.is_empty(), "{}", setting.key);
-            assert!(setting.key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", setting.key);
-        }
-    }
-
-    #[test]
-    fn a_real_secret_is_never_a_flag() {
-        for setting in SETTINGS.iter().filter(|s| s.is_secret() && s.key != "app_secret") {
-            assert!(!setting.is_flag(), "{}", setting.key);
-        }
-    }
-
-    #[test]
-    fn one_key_gives_every_form() {
-        let setting = get("upstream_ca_file");
-        assert_eq!(setting.flag(), "upstream-ca-file");
-        assert_eq!(setting.env(), "WECHAT_SIDECAR_UPSTREAM_CA_FILE");
-        assert_eq!(get("sim_listen").flag(), "listen");
-    }
-
-    #[test]
-    fn a_slip_finds_the_name_that_was_meant() {
-        let near = |written| nearest(written, SETTINGS.iter().filter(|s| s.is_env()).map(|s| s.key));
-        assert_eq!(near("app_id"), Some("appid"));
-        assert_eq!(near("secret-file"), Some("secret_file"));
-        assert_eq!(near("App_Secret"), Some("secret"));
-        assert_eq!(near("conect_timeout"), Some("connect_timeout"));
-        assert_eq!(near("listne"), Some("listen"));
-        assert_eq!(near("banana"), None);
-    }
-
-    #[test]
-    fn the_readme_table_is_the_code() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-        let readme = std::fs::read_to_string(path).expect("README.md stands at the top of the repository");
-        let (_, rest) = readme.split_once("<!-- settings -->\n").expect("README.md has <!-- settings -->");
-        let (table, _) = rest.split_once("<!-- /settings -->").expect("README.md has <!-- /settings -->");
-        assert!(
-            table.trim() == readme_table().trim(),
-            "README.md's settings are not the code's; put this between the marks:\n{}",
-            readme_table()
-        );
-    }
 }

@@ -10,6 +10,7 @@ use crate::credentials::{AppId, Secret};
 use crate::hosts;
 use crate::origin::Origin;
 use crate::telemetry;
+use crate::token::redis;
 
 /// Why a value cannot be used.
 #[derive(Debug)]
@@ -124,21 +125,36 @@ pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
     })
 }
 
-/// Yes or no.
-pub(super) fn switch(text: &str) -> Parsed<bool> {
-    one_of(text, &["false", "true"]).map(|index| index == 1)
+/// Where tokens are kept: in memory, or at this address.
+pub(super) fn store(text: &str) -> Parsed<Option<redis::Address>> {
+    match text {
+        "memory" => Ok(None),
+        _ if redis::Address::is_meant(text) => self::redis(text).map(Some),
+        _ => Err(Refusal {
+            hide: text.contains('@'),
+            ..Refusal::new("there is no such store", "give memory, or a Redis such as redis://host:6379")
+        }),
+    }
 }
 
-/// Where tokens are kept.
-pub(super) fn store(text: &str) -> Parsed<()> {
-    match text {
-        "memory" => Ok(()),
-        _ if text.starts_with("redis://") || text.starts_with("rediss://") => Err(Refusal::new(
-            "this version keeps tokens in memory only, Redis is yet to come",
-            "leave store out; with token_endpoint = stable_token several replicas agree without a store",
-        )),
-        _ => Err(Refusal::new("there is no such store", "give memory, or leave it out")),
+/// What keys begin with: nothing that a Cluster, an ACL pattern or a shell would read as something else.
+pub(super) fn prefix(text: &str) -> Parsed<String> {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(sound) {
+        return Ok(text.to_owned());
     }
+    let what = "it is not 1 to 64 characters of A-Z a-z 0-9 . _ : -";
+    Err(Refusal::new(what, "write something short, such as wechat-sidecar or staging"))
+}
+
+/// A Redis. SECURITY: what is written in an odd way may have its password where no one looks for it.
+pub(super) fn redis(text: &str) -> Parsed<redis::Address> {
+    redis::Address::parse(text).map_err(|told| Refusal { hide: true, ..Refusal::from_sentence(&told) })
+}
+
+/// true or false.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    Ok(one_of(text, &["false", "true"])? == 1)
 }
 
 /// What is logged.
@@ -214,6 +230,7 @@ pub(super) fn show_size(value: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::settings::{Fallback, Kind, SETTINGS};
+    use crate::token::source::Egress;
 
     fn any(kind: Kind, text: &str) -> Parsed<()> {
         match kind {
@@ -222,10 +239,14 @@ mod tests {
             Kind::Path => Ok(()),
             Kind::Listen => listen(text).map(drop),
             Kind::Origin => origin(text).map(drop),
+            Kind::Proxy => Egress::parse(text).map(drop).map_err(|told| Refusal::from_sentence(&told)),
             Kind::Address => address(text).map(drop),
             Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),
-            Kind::Store => store(text),
+            Kind::Store => store(text).map(drop),
+            Kind::Prefix => prefix(text).map(drop),
+            Kind::Redis => redis(text).map(drop),
+            Kind::Bridge => crate::config::bridge::formats(text).map(drop),
             Kind::Filter => filter(text).map(drop),
             Kind::Duration(least, most) => duration(text, least, most).map(drop),
             Kind::Size(least, most) => size(text, least, most).map(drop),

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::account::{self, Account};
+use crate::account::{self, Account, Spelled};
 use crate::error::{Cause, Failure};
 use crate::proxy::inject::{self, ACCESS_TOKEN, InjectError};
 use crate::proxy::route::{self, Action, Route, Routes, SecretForm};
@@ -30,6 +30,9 @@ const APPID: &str = "appid";
 /// The target would be too long for a request line.
 pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, Failure> {
     let Route { account, action, target } = route;
+    if let Action::AppendSecret(SecretForm { secret: Some(_), .. }) = action {
+        check_secret(account)?;
+    }
     let written = match (action, token) {
         (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
         (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
@@ -39,6 +42,22 @@ pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<PathAndQuery, F
         Failure::new(
             Cause::BadTarget,
             "the request target is too long to carry the credential (65,534 bytes at most); nothing was sent. Shorten the query",
+        )
+    })
+}
+
+/// An account whose token comes from elsewhere may have no AppSecret here, and then no login calls.
+///
+/// # Errors
+/// It has none.
+pub fn check_secret(account: &Account) -> Result<(), Failure> {
+    account.secrets().current().map(drop).ok_or_else(|| {
+        Failure::new(
+            Cause::NoSecret,
+            format!(
+                "this call takes the AppSecret of {appid}, and this sidecar has none, since its tokens come from elsewhere; nothing was sent. Give the account its secret or secret_file, or make login calls through a sidecar that has it",
+                appid = account.appid()
+            ),
         )
     })
 }
@@ -58,8 +77,8 @@ fn append_secret(
         if param(&target, APPID).is_none_or(|appid| appid.is_empty()) {
             params.push((APPID, account.appid().as_str()));
         }
-        if let Some(name) = form.secret {
-            params.push((name, secrets.current().encoded()));
+        if let (Some(name), Some(secret)) = (form.secret, secrets.current()) {
+            params.push((name, secret.encoded()));
         }
     }
     if let Some(token) = token {
@@ -144,13 +163,15 @@ pub fn into_body<'a>(
         route.account = account;
     }
     let account = route.account;
-    let secrets_held = account.secrets();
+    check_secret(account)?;
+    let held = account.secrets();
+    let ours = held.current().map_or("", Spelled::expose);
     let quoted = |value: &str| serde_json::Value::from(value).to_string();
     let mut edits = Vec::new();
     let mut added = String::new();
     for (name, there, value) in [
         (APPID, appids.first().filter(|_| named.is_none()), account.appid().as_str()),
-        (secret, secrets.first(), secrets_held.current().expose()),
+        (secret, secrets.first(), ours),
     ] {
         match there {
             Some(there) => {

@@ -1,5 +1,6 @@
 //! What stands before HTTP on a connection: nothing ([`Entry::Http`]), a CONNECT that is answered here
-//! ([`Entry::Proxy`]), or TLS from the first byte ([`Entry::Tls`]). Behind each is the same HTTP and the same handler.
+//! ([`Entry::Proxy`]), or TLS from the first byte, as WeChat ([`Entry::Tls`]) or as ourselves ([`Entry::Own`]). Behind
+//! each is the same HTTP and the same handler.
 //!
 //! A CONNECT asks for a tunnel to a host of the closed list, and gets one that ends here. SECURITY: no tunnel leads
 //! anywhere else, nothing is sent for whoever asks for one, and the certificate is good for the list alone.
@@ -18,6 +19,7 @@ use crate::ca::Identity;
 use crate::error::{Cause, Failure};
 use crate::hosts;
 use crate::server::{AppSocket, Connection, HEAD_TIMEOUT, framing};
+use crate::tls::ServerIdentity;
 
 /// How connections of a listener begin.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub enum Entry {
     Proxy(Tls),
     /// With TLS.
     Tls(Tls),
+    /// With TLS under a certificate of the operator's; from this machine also with HTTP.
+    Own(ServerIdentity),
 }
 
 /// The TLS of an [`Entry`]: who we are and how it is spoken.
@@ -89,7 +93,39 @@ pub(super) async fn open(stream: TcpStream, entry: &Entry) -> Opened {
             Some(_) => handshake(stream, tls).await,
             None => Opened::Over,
         },
+        Entry::Own(identity) => own(stream, identity).await,
     }
+}
+
+/// TLS as ourselves. A request that never leaves this machine may come in clear, so that probes need no trust.
+async fn own(stream: TcpStream, identity: &ServerIdentity) -> Opened {
+    match first_byte(&stream).await {
+        Some(byte) if byte.is_ascii_alphabetic() && is_from_here(&stream) => Opened::Http(stream),
+        Some(byte) if byte.is_ascii_alphabetic() => {
+            let failure = Failure::new(
+                Cause::PlainHttp,
+                "this port speaks TLS to other machines, and the request came in clear; nothing was done. Call it with https:// (a Kubernetes probe with scheme: HTTPS)",
+            );
+            refuse(stream, &failure).await
+        }
+        Some(_) => {
+            let accepting = identity.acceptor().accept(stream);
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
+                Ok(Ok(stream)) => Opened::Tls(Box::new(stream)),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a client broke off a TLS handshake; if it does not trust the certificate, tell it the CA");
+                    Opened::Over
+                }
+                Err(_) => Opened::Over,
+            }
+        }
+        None => Opened::Over,
+    }
+}
+
+fn is_from_here(stream: &TcpStream) -> bool {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return false };
+    peer.ip().to_canonical().is_loopback() || peer.ip() == local.ip()
 }
 
 /// The first byte, left where it is; `None` when there will be none.

@@ -52,6 +52,8 @@ pub enum Reason {
     },
     /// The store has another token: nothing is fetched.
     News,
+    /// Whoever passes tokens on may have another by now.
+    Look,
 }
 
 impl Reason {
@@ -59,7 +61,12 @@ impl Reason {
     fn refused(&self) -> Option<&Token> {
         match self {
             Self::Reject { refused, .. } => Some(refused),
-            Self::Startup | Self::Ahead | Self::SecretChange | Self::Operator { .. } | Self::News => None,
+            Self::Startup
+            | Self::Ahead
+            | Self::SecretChange
+            | Self::Operator { .. }
+            | Self::News
+            | Self::Look => None,
         }
     }
 }
@@ -81,6 +88,7 @@ impl fmt::Display for Reason {
             Self::Operator { force: false } => f.write_str("an operator asked"),
             Self::Operator { force: true } => f.write_str("an operator forced it"),
             Self::News => f.write_str("another replica fetched"),
+            Self::Look => f.write_str("looked for another"),
         }
     }
 }

@@ -1,39 +1,45 @@
-//! How a token is fetched, within which quotas, and which errors are final: [`TokenSource`] and WeChat's two
-//! endpoints.
+//! How a token is fetched, within which quotas, and which errors are final: [`TokenSource`], WeChat's two endpoints,
+//! and two sources for those who are not to fetch: [`CentralSource`] and [`FollowerSource`].
 //!
 //! [`StableSource`] is the default: in normal mode it hands everyone who asks the same token until its last five
 //! minutes, so replicas that know nothing of each other stay correct. [`ClassicSource`] voids the last token with
 //! every fetch. Neither ever forces a refresh by itself: that is 20 a day, and an operator's act.
 //!
-//! SECURITY: both send the AppSecret, one of them in the query. So an error is put into our own words, without its
-//! URL; a redirect is not followed; no proxy is taken from the environment.
+//! SECURITY: both send the AppSecret, one of them in the query. What that asks of the way out is in `client`.
 
+pub mod central;
+
+mod client;
+mod egress;
 mod errcode;
+mod follower;
 mod reply;
 mod secret;
 #[cfg(test)]
 mod tests;
 
+pub use central::CentralSource;
+pub use egress::Egress;
 pub use errcode::{Class, FetchError};
+pub use follower::FollowerSource;
 
-use std::error::Error as _;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::CONTENT_TYPE;
 use serde::Serialize;
-use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use secret::SecretSlot;
 
 use super::{Token, percent_encode};
 use crate::credentials::{AppId, Secret};
-use crate::origin::{Origin, Reach};
-use crate::tls::{self, ExtraRoots};
+use crate::origin::Origin;
+use crate::tls::ExtraRoots;
+use client::{Client, Names, Way};
 
 /// Which of WeChat's two endpoints issues the token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +60,8 @@ pub struct Config {
     pub origin: Origin,
     /// Roots to trust beside Mozilla's.
     pub roots: ExtraRoots,
+    /// The proxy that fetches go through, if one is named.
+    pub proxy: Option<Egress>,
     /// The longest a connection may take.
     pub connect_timeout: Duration,
     /// The longest a whole fetch may take.
@@ -97,6 +105,12 @@ pub struct Want<'a> {
     pub news: bool,
     /// Void whatever token there is: `force_refresh`, of which WeChat grants 20 a day. Only ever a person's wish.
     pub force: bool,
+    /// The store that replicas agree by is out, so that each of them may be fetching now: the fetch must not void the
+    /// token of the others, where that can be helped.
+    pub alone: bool,
+    /// A fetch is wanted for its own sake, by a person or because of another AppSecret: no token that someone fetched
+    /// before will do.
+    pub afresh: bool,
     /// Prove the AppSecret that was [proposed](Source::propose_secret), if one was.
     pub new_secret: bool,
 }
@@ -136,6 +150,9 @@ pub struct Pace {
     pub refusal_wait: Duration,
     /// Whether a fetch voids the token before it, so that two who fetch for one appid fight.
     pub voids_the_last: bool,
+    /// How often it is asked whether there is another token by now, where asking costs nobody a fetch; a fifth more or
+    /// less by chance.
+    pub look_again: Option<Duration>,
 }
 
 /// `POST /cgi-bin/stable_token`: a new token from the last five minutes on, the same one before, so asking earlier
@@ -147,6 +164,7 @@ const STABLE: Pace = Pace {
     refill: Duration::from_secs(1),
     refusal_wait: Duration::from_secs(16),
     voids_the_last: false,
+    look_again: None,
 };
 
 /// `GET /cgi-bin/token`: the old token works for five more minutes, so the fetch comes with at least as much life
@@ -158,18 +176,23 @@ const CLASSIC: Pace = Pace {
     refill: Duration::from_secs(60),
     refusal_wait: Duration::from_secs(300),
     voids_the_last: true,
+    look_again: None,
 };
 
-/// WeChat, by the endpoint that was configured.
+/// The source that was configured.
 pub enum Source {
     /// See [`StableSource`].
     Stable(StableSource),
     /// See [`ClassicSource`].
     Classic(ClassicSource),
+    /// See [`CentralSource`].
+    Central(CentralSource),
+    /// See [`FollowerSource`].
+    Follower(FollowerSource),
 }
 
 impl Source {
-    /// The source `config` names.
+    /// WeChat, by the endpoint that `config` names.
     ///
     /// # Errors
     /// A sentence, when no HTTP client can be built.
@@ -181,12 +204,16 @@ impl Source {
     }
 
     /// Has the next fetch for [`Want::new_secret`] try this AppSecret. It takes the place of the one in force when it
-    /// brings a token, and not before. `None` takes the proposal back.
-    pub fn propose_secret(&self, secret: Option<Secret>) {
-        let client = match self {
-            Self::Stable(StableSource(client)) | Self::Classic(ClassicSource(client)) => client,
-        };
-        client.secret.propose(secret);
+    /// brings a token, and not before. `None` takes the proposal back. Whether it is any use: a source that sends no
+    /// secret can prove none.
+    pub fn propose_secret(&self, secret: Option<Secret>) -> bool {
+        match self {
+            Self::Stable(StableSource(asker)) | Self::Classic(ClassicSource(asker)) => {
+                asker.secret.propose(secret);
+                true
+            }
+            Self::Central(_) | Self::Follower(_) => false,
+        }
     }
 }
 
@@ -195,6 +222,8 @@ impl TokenSource for Source {
         match self {
             Self::Stable(source) => source.name(),
             Self::Classic(source) => source.name(),
+            Self::Central(source) => source.name(),
+            Self::Follower(source) => source.name(),
         }
     }
 
@@ -202,6 +231,17 @@ impl TokenSource for Source {
         match self {
             Self::Stable(source) => source.pace(),
             Self::Classic(source) => source.pace(),
+            Self::Central(source) => source.pace(),
+            Self::Follower(source) => source.pace(),
+        }
+    }
+
+    fn supplier(&self) -> Supplier {
+        match self {
+            Self::Stable(source) => source.supplier(),
+            Self::Classic(source) => source.supplier(),
+            Self::Central(source) => source.supplier(),
+            Self::Follower(source) => source.supplier(),
         }
     }
 
@@ -209,18 +249,20 @@ impl TokenSource for Source {
         match self {
             Self::Stable(source) => source.fetch(want).await,
             Self::Classic(source) => source.fetch(want).await,
+            Self::Central(source) => source.fetch(want).await,
+            Self::Follower(source) => source.fetch(want).await,
         }
     }
 }
 
 /// `POST /cgi-bin/stable_token` in normal mode. The secret travels in the body.
-pub struct StableSource(Client);
+pub struct StableSource(Asker);
 
 impl StableSource {
     /// # Errors
     /// A sentence, when no HTTP client can be built.
     pub fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
-        Ok(Self(Client::new(config, appid, secret)?))
+        Ok(Self(Asker::new(config, appid, secret)?))
     }
 }
 
@@ -234,23 +276,7 @@ impl TokenSource for StableSource {
     }
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret.get(want.new_secret);
-        let question = Question {
-            grant_type: "client_credential",
-            appid: self.0.appid.as_str(),
-            secret: secret.expose(),
-            force_refresh: want.force,
-        };
-        // SECURITY: room enough that it never moves and leaves a copy; wiped when the request lets go of it.
-        let mut body = Zeroizing::new(Vec::with_capacity(1024));
-        serde_json::to_writer(&mut *body, &question)
-            .map_err(|_| FetchError::transient("the token request could not be written"))?;
-        let request = self
-            .0
-            .request(Method::POST, "/cgi-bin/stable_token")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Bytes::from_owner(body));
-        self.0.ask(request, &secret).await
+        self.0.stable(want.force, want.new_secret).await
     }
 }
 
@@ -264,13 +290,13 @@ struct Question<'a> {
 }
 
 /// `GET /cgi-bin/token`. SECURITY: the secret travels in the query, there is no other way.
-pub struct ClassicSource(Client);
+pub struct ClassicSource(Asker);
 
 impl ClassicSource {
     /// # Errors
     /// A sentence, when no HTTP client can be built.
     pub fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
-        Ok(Self(Client::new(config, appid, secret)?))
+        Ok(Self(Asker::new(config, appid, secret)?))
     }
 }
 
@@ -283,141 +309,78 @@ impl TokenSource for ClassicSource {
         CLASSIC
     }
 
-    /// Every fetch voids the token before it, so there is nothing to force.
+    /// Every fetch voids the token before it, so there is nothing to force. One who is alone asks the other endpoint,
+    /// whose tokens are apart from these and the same for all who ask (`wechat-api.md` 2): sixteen replicas that lost
+    /// their store would void each other's tokens for as long as it is out.
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret.get(want.new_secret);
-        let target = Zeroizing::new(format!(
-            "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
-            self.0.appid,
-            *Zeroizing::new(percent_encode(secret.expose()))
-        ));
-        self.0.ask(self.0.request(Method::GET, &target), &secret).await
+        if want.alone {
+            match self.0.stable(false, want.new_secret).await {
+                // It may not be for this account.
+                Err(refused) if refused.class != Class::Transient => {}
+                outcome => return outcome,
+            }
+        }
+        self.0.classic(want.new_secret).await
     }
 }
 
-/// The longest reply that is read; a real one is under a kilobyte.
-const MAX_REPLY: usize = 64 * 1024;
-
-/// What both endpoints share: one HTTP client, who asks, and how a reply is read.
-struct Client {
-    http: reqwest::Client,
-    origin: Origin,
+/// What both of WeChat's endpoints share: the way there, and who asks.
+struct Asker {
+    client: Client,
     appid: AppId,
     secret: SecretSlot,
-    connect_timeout: Duration,
-    fetch_timeout: Duration,
 }
 
-impl Client {
-    fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
-        let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(Arc::unwrap_or_clone(tls::client_config(&config.roots)))
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .user_agent(concat!("wechat-sidecar/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(config.connect_timeout)
-            .timeout(config.fetch_timeout)
-            // Fetches are hours apart: a kept connection would be dead by then, and cost the attempt.
-            .pool_max_idle_per_host(0);
-        if let Reach::Address(address) = config.origin.reach() {
-            http = http.resolve(config.origin.host(), address);
-        }
-        let http = http
-            .build()
-            .map_err(|error| format!("no HTTP client for token fetches can be built: {error}"))?;
-        Ok(Self {
-            http,
-            origin: config.origin.clone(),
-            appid,
-            secret: SecretSlot::new(secret),
-            connect_timeout: config.connect_timeout,
-            fetch_timeout: config.fetch_timeout,
-        })
+/// What messages about WeChat call things.
+const WECHAT: Names = Names { who: "WeChat", setting: "upstream", roots: "upstream_ca_file" };
+
+impl Asker {
+    async fn stable(&self, force: bool, proving: bool) -> Result<Token, FetchError> {
+        let secret = self.secret.get(proving);
+        let question = Question {
+            grant_type: "client_credential",
+            appid: self.appid.as_str(),
+            secret: secret.expose(),
+            force_refresh: force,
+        };
+        // SECURITY: room enough that it never moves and leaves a copy; wiped when the request lets go of it.
+        let mut body = Zeroizing::new(Vec::with_capacity(1024));
+        serde_json::to_writer(&mut *body, &question)
+            .map_err(|_| FetchError::transient("the token request could not be written"))?;
+        let request = self
+            .client
+            .request(Method::POST, "/cgi-bin/stable_token")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Bytes::from_owner(body));
+        self.ask(request, &secret).await
     }
 
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let origin = &self.origin;
-        if let Reach::Address(_) = origin.reach() {
-            // A port in the URL would take the place of the address's.
-            let scheme = if origin.is_tls() { "https" } else { "http" };
-            let url = Zeroizing::new(format!("{scheme}://{}{path}", origin.host()));
-            return self.http.request(method, url.as_str()).header(HOST, origin.host_header());
-        }
-        let url = Zeroizing::new(origin.url(path));
-        self.http.request(method, url.as_str())
+    async fn classic(&self, proving: bool) -> Result<Token, FetchError> {
+        let secret = self.secret.get(proving);
+        let target = Zeroizing::new(format!(
+            "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
+            self.appid,
+            *Zeroizing::new(percent_encode(secret.expose()))
+        ));
+        self.ask(self.client.request(Method::GET, &target), &secret).await
+    }
+
+    fn new(config: &Config, appid: AppId, secret: Secret) -> Result<Self, String> {
+        let client = Client::new(&Way {
+            origin: &config.origin,
+            roots: &config.roots,
+            proxy: config.proxy.as_ref(),
+            connect_timeout: config.connect_timeout,
+            fetch_timeout: config.fetch_timeout,
+            names: WECHAT,
+        })?;
+        Ok(Self { client, appid, secret: SecretSlot::new(secret) })
     }
 
     async fn ask(&self, request: reqwest::RequestBuilder, secret: &Secret) -> Result<Token, FetchError> {
-        let asked_at = Instant::now();
-        let mut reply = request.send().await.map_err(|error| self.unreached(error, secret))?;
-        // SECURITY: room enough that it never moves and leaves a copy of the token.
-        let mut body = Zeroizing::new(Vec::with_capacity(MAX_REPLY));
-        while let Some(chunk) = reply.chunk().await.map_err(|error| self.unreached(error, secret))? {
-            if body.len() + chunk.len() > MAX_REPLY {
-                return Err(FetchError::transient(format!(
-                    "the reply to the token request is longer than {MAX_REPLY} bytes; something else than WeChat answers at {}, check upstream",
-                    self.origin
-                )));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let token = reply::parse_reply(reply.status(), &body, asked_at, secret)?;
+        let reply = self.client.ask(request, secret).await?;
+        let token = reply::parse_reply(reply.status, &reply.body, reply.asked_at, secret)?;
         self.secret.proved(secret);
         Ok(token)
     }
-
-    /// What kept the request from being answered, in our own words.
-    ///
-    /// SECURITY: reqwest's own text begins with the URL, which may hold the secret, so only the innermost cause is
-    /// quoted, and even that is searched for it.
-    fn unreached(&self, error: reqwest::Error, secret: &Secret) -> FetchError {
-        let origin = &self.origin;
-        let error = error.without_url();
-        let because = errcode::presentable(&innermost(&error), secret);
-        FetchError::transient(match (error.is_connect(), error.is_timeout()) {
-            (true, true) => format!(
-                "no connection to {origin} within {:?}; check DNS, the firewall and the way out of this network",
-                self.connect_timeout
-            ),
-            (true, false) if is_distrust(&error) => format!(
-                "no trusted connection to {origin} ({because}); check the clock and upstream; if a company proxy or a test upstream signs with its own CA, name it in upstream_ca_file"
-            ),
-            (true, false) => format!(
-                "no connection to {origin} ({because}); check DNS, the firewall, the clock and upstream"
-            ),
-            (false, true) => format!(
-                "{origin} did not answer the token request within {:?}; it is asked again shortly",
-                self.fetch_timeout
-            ),
-            (false, false) => {
-                format!("the token request to {origin} broke off ({because}); it is asked again shortly")
-            }
-        })
-    }
-}
-
-/// Whether the connection came about, but TLS on it did not.
-fn is_distrust(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if error.is::<rustls::Error>() {
-            return true;
-        }
-        // An io::Error made from another is no link of its own in the chain: its source is the other's.
-        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        cause = held.map(|held| held as _).or_else(|| error.source());
-    }
-    false
-}
-
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause = error.source();
-    let mut text = None;
-    while let Some(error) = cause {
-        text = Some(error.to_string());
-        cause = error.source();
-    }
-    text.unwrap_or_else(|| "no further reason was given".to_owned())
 }

@@ -266,6 +266,12 @@ impl App {
         format!("http://{}{path}", self.at.admin).parse().unwrap()
     }
 
+    /// A request to the admin port.
+    pub(crate) fn to_admin(&self, method: Method, target: &str) -> http::request::Builder {
+        let uri: Uri = format!("http://{}{target}", self.at.admin).parse().unwrap();
+        Request::builder().method(method).uri(uri)
+    }
+
     pub(crate) async fn until_ready(&self) {
         until("the sidecar is ready", async || self.admin("/readyz").await.status == 200).await;
     }

@@ -92,7 +92,7 @@ def call(url, body=None):
 class World:
     """A simulated WeChat and a sidecar in front of it, with a secret nobody else knows."""
 
-    def __init__(self, binary, folder, tls_listen="127.0.0.1:0"):
+    def __init__(self, binary, folder, tls_listen="127.0.0.1:0", flags=()):
         self.secret = secrets.token_hex(16)
         self.tokens = set()
         self.processes = []
@@ -100,12 +100,12 @@ class World:
         self.log.unlink(missing_ok=True)
         env = {"PATH": os.environ.get("PATH", "")}
         try:
-            self._start(binary, env, folder.parent / "ca", tls_listen)
+            self._start(binary, env, folder.parent / "ca", ["--tls-listen", tls_listen, *flags])
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, binary, env, ca, tls_listen):
+    def _start(self, binary, env, ca, flags):
         subprocess.run([binary, "ca", "--dir", ca], env=env, check=True, stdout=subprocess.DEVNULL)
         # Each runtime reads its own; these three are what the SDKs' runtimes have.
         names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")
@@ -129,7 +129,7 @@ class World:
             self.processes.append(subprocess.Popen(
                 [binary, "run", "--appid", APPID, "--upstream", self.wechat, "--listen", "127.0.0.1:0"]
                 + ["--admin-listen", "127.0.0.1:0", "--log", "debug", "--log-format", "json"]
-                + ["--ca-dir", ca, "--tls-listen", tls_listen],
+                + ["--ca-dir", ca, *flags],
                 env={**env, "WECHAT_SIDECAR_SECRET": self.secret}, stderr=log,
             ))
         for _ in range(200):
@@ -476,6 +476,85 @@ def distrusts(binary, folder):
         world.stop()
 
 
+class Redis:
+    """A real one, of the test's own."""
+
+    def __init__(self):
+        self.process = None
+        while self.process is None:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = str(free.getsockname()[1])
+            self.process = subprocess.Popen(
+                ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                stdout=subprocess.DEVNULL,
+            )
+            while self.process and self.ask("PING") != "PONG":
+                if self.process.poll() is not None:
+                    self.process = None  # Another was quicker to take the port.
+                time.sleep(0.05)
+
+    def ask(self, *command):
+        asked = subprocess.run(
+            ["redis-cli", "-p", self.port, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        return asked.stdout.strip()
+
+    def until(self, key, value):
+        for _ in range(600):
+            found = self.ask("GET", key)
+            if found == value:
+                return
+            time.sleep(0.05)
+        raise Failed(f"{key} is not the token that works but {found[:10]!r}...")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def legacy(binary, folder):
+    """An SDK in front of WeChat itself works with what the bridge wrote, and fetches nothing. Returns a sentence."""
+    redis, world, app = Redis(), None, None
+    try:
+        url = f"redis://127.0.0.1:{redis.port}/0"
+        world = World(binary, folder, flags=["--bridge", "wechatpy=legacy", "--bridge-store", url])
+        key = f"legacy:{APPID}_access_token"
+        redis.until(key, json.dumps(world.live()[0]))
+        app = App(folder, {"WECHAT_BASE_URL": world.wechat, "LEGACY_REDIS_URL": url})
+        rounds = 4
+        for n in range(rounds):
+            for last in (False, True):
+                good(app.next())
+                sent = [s["target"] for s in call(world.control + "/seen?limit=4096") if "/user/get" in s["target"]]
+                hold(world.live()[0] in sent[-1], "the app did not use the token that the bridge wrote")
+                if not last:
+                    app.go_on()
+            for each in (key, key + "_expires_at"):
+                ttl = int(redis.ask("PTTL", each))
+                hold(0 < ttl < 7_200_000, f"{each} ends in {ttl} ms")
+            # It dies; the sidecar learns it from an app that has moved, and those that have not are none the wiser.
+            world.kill("/rotate")
+            call(world.sidecar + "/cgi-bin/user/info?openid=o")
+            redis.until(key, json.dumps(world.live()[0]))
+            app.go_on()
+        counts = world.counts()
+        refused, fetches = sum(counts["refusals"].values()), counts["fetches"]
+        hold(refused == rounds, f"{refused} calls were refused: {counts['refusals']}")
+        hold(fetches["classic"] == 0 and fetches["stable"] == rounds + 1, f"fetches: {fetches}")
+        hold(not fetches["refusals"], f"the app tried to fetch: {fetches}")
+        log = world.log.read_text()
+        hold("REAL access token" in log and world.secret not in log, "the sidecar did not warn, or told its secret")
+        hold(not any(token in log for token in world.tokens), "the sidecar's log holds a real token")
+        return f"{2 * rounds} calls through {rounds} rotations, none refused, no fetch of its own"
+    except Exception as error:
+        raise Failed(f"{error}\n{app.complaint() if app else ''}\n{tail(world) if world else ''}") from error
+    finally:
+        for part in (app, world, redis):
+            if part:
+                part.stop()
+
+
 def loopback_up():
     """A network namespace of one's own begins with its loopback down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -495,6 +574,8 @@ def main():
     if "base_url" in ways:
         checks.append(("without a sidecar a dummy secret is refused", without, (binary, work / "wechatpy")))
         checks.append(("token fetches of SDKs", fetches, (binary, work / "wechatpy")))
+        for name in ("legacy", "legacy-2"):
+            checks.append((f"{name}, which has yet to move, over the bridge", legacy, (binary, work / name)))
     if "https_proxy" in ways:
         for name in ("wechatpy", "node-easywechat"):
             checks.append((f"{name}, https_proxy, without trust in the CA", distrusts, (binary, work / name)))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real SDKs, unmodified and with a dummy secret, through a sidecar to a simulated WeChat whose tokens keep dying:
 # the recipes of examples/sdks. Argument: the binary. Needs Python 3 (with venv or pip), Node 20, npm, and the
-# registries these are set up with.
+# registries these are set up with; and redis-server, for apps that have yet to move.
 #
 # WAYS chooses how the SDKs reach the sidecar, comma between: base_url, http_proxy, https_proxy, tls_listen (their
 # process finds api.weixin.qq.com at the sidecar's TLS port) and hosts_file (the same for real, with a hosts file and port
@@ -30,7 +30,7 @@ fail() {
   echo "FAILED: $*" >&2
   exit 1
 }
-for program in python3 node npm; do
+for program in python3 node npm redis-server redis-cli; do
   command -v "$program" > /dev/null || fail "$program is missing; install it first"
 done
 
@@ -68,6 +68,14 @@ done
 cp -r "$work/node-easywechat" "$work/node-easywechat-old-axios"
 npm install --prefix "$work/node-easywechat-old-axios" --no-audit --no-fund --ignore-scripts --save-exact axios@1.7.9 \
   > "$work/axios.log" 2>&1 || { cat "$work/axios.log" >&2; fail "axios 1.7.9 cannot be installed"; }
+
+# Apps that have yet to move: the same code with wechatpy as it is, and as it is going to be.
+for name in legacy legacy-2; do cp -r tests/sdks/legacy "$work/$name"; done
+mv "$work/legacy-2/requirements-2.txt" "$work/legacy-2/requirements.txt"
+for name in legacy legacy-2; do
+  python_packages "$name" || { cat "$work/$name.log" >&2; fail "the packages of $name cannot be installed"; }
+  echo "installed the packages of $name"
+done
 
 code=0
 # judge WAYS COMMAND...: runs the checks by a command.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Reason;
+use crate::credentials::AppId;
 use crate::metrics::trouble::Troubles;
 use crate::token::source::{Class, FetchError};
 
 /// Why fetches are made, as a label: an interface, dashboards match on it.
-pub(super) const REASONS: [&str; 6] =
-    ["startup", "ahead", "refused", "secret-change", "operator", "operator-forced"];
+pub(super) const REASONS: [&str; 7] =
+    ["startup", "ahead", "refused", "secret-change", "operator", "operator-forced", "look"];
 
 impl Reason {
     /// Its place in [`REASONS`]; `None` for what is no fetch.
@@ -25,6 +26,7 @@ impl Reason {
             Self::SecretChange => 3,
             Self::Operator { force: false } => 4,
             Self::Operator { force: true } => 5,
+            Self::Look => 6,
             Self::News => return None,
         })
     }
@@ -35,15 +37,8 @@ const GOOD: [&str; 2] = ["fetched", "same-again"];
 const OUTCOMES: usize = GOOD.len() + Class::ALL.len();
 
 /// What is asked of a store.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Asked {
-    Load,
-    Save,
-    Refuse,
-    Lease,
-}
-
 const ASKED: [&str; 4] = ["load", "save", "refuse", "lease"];
+const LEASE: usize = 3;
 
 /// The worker's counters.
 #[derive(Debug, Default)]
@@ -70,8 +65,17 @@ impl Counts {
     }
 
     /// The store has answered, or not.
-    pub(super) fn store(&self, asked: Asked, worked: bool) {
-        self.store[asked as usize][usize::from(!worked)].fetch_add(1, Ordering::Relaxed);
+    pub(super) fn store(&self, asked: &str, worked: bool) {
+        if let Some(asked) = ASKED.iter().position(|known| *known == asked) {
+            self.store[asked][usize::from(!worked)].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The store has failed, for people to read.
+    pub(super) fn store_failed(&self, appid: &AppId, store: &str, why: &str) {
+        let told =
+            format!("the token store ({store}) fails: {why}; each replica fetches for itself until it works");
+        self.troubles.tell("store", Some(appid), &told);
     }
 
     /// Another replica holds the lease.
@@ -96,7 +100,7 @@ impl Counts {
         let outcomes: Vec<_> = GOOD.into_iter().chain(Class::ALL.iter().map(|class| class.name())).collect();
         let refreshed = self.refreshed.lock().unwrap_or_else(PoisonError::into_inner);
         let held_back = *self.held_back_until.lock().unwrap_or_else(PoisonError::into_inner);
-        let leased = read(&self.store[Asked::Lease as usize][0]);
+        let [leased, lease_errors] = self.store[LEASE].each_ref().map(read);
         let held = read(&self.leases_held);
         Counted {
             fetches: REASONS
@@ -111,11 +115,7 @@ impl Counts {
                 .zip(&self.store)
                 .flat_map(|(asked, [ok, error])| [(*asked, "ok", read(ok)), (*asked, "error", read(error))])
                 .collect(),
-            leases: [
-                ("acquired", leased.saturating_sub(held)),
-                ("held", held),
-                ("error", read(&self.store[Asked::Lease as usize][1])),
-            ],
+            leases: [("acquired", leased.saturating_sub(held)), ("held", held), ("error", lease_errors)],
             adoptions: read(&self.adoptions),
             refreshed: refreshed.as_ref().map(|(at, reason)| (at.elapsed(), reason.clone())),
             held_back: held_back

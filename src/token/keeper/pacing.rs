@@ -191,6 +191,7 @@ mod tests {
             refill: secs(refill),
             refusal_wait: secs(300),
             voids_the_last: false,
+            look_again: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The keeper against a WeChat of a few lines, on a paused clock: days pass in milliseconds.
 
+mod central;
 mod counted;
 mod log;
 mod shared;
@@ -146,6 +147,7 @@ impl TokenSource for WeChat {
             refill: if classic { secs(60) } else { secs(1) },
             refusal_wait: if classic { secs(300) } else { secs(16) },
             voids_the_last: classic,
+            look_again: None,
         }
     }
 

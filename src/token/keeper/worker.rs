@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::counts::{Asked, Counts};
+use super::counts::Counts;
 use super::pacing::{Backoff, Budget, ForceBudget, Refusals, due};
 use super::{Ask, REMEMBERED, Reason, Refresh, Refusal, Said, State};
 use crate::credentials::AppId;
@@ -36,6 +36,8 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     next_reason: Reason,
     /// What the last round comes to for those who waited for it.
     answer: Refresh,
+    /// It asked a central server for what it has, and told it of no refusal; so it answers none.
+    unaware: bool,
     backoff: Backoff,
     refusals: Refusals,
     /// The round under way is one that the breaker on refusals counts.
@@ -47,8 +49,8 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     fetched_at: Option<Instant>,
     /// The store has failed in this round: it is not waited for again before there is a token to save.
     store_is_out: bool,
-    /// The store has failed, it was said, and it has not worked since.
-    store_failed: bool,
+    /// At what the store has failed, which was said, and has not done since.
+    store_failed: Option<&'static str>,
     /// The store may not have the token that is served.
     unsaved: bool,
     healed_at: Option<Instant>,
@@ -145,6 +147,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             pace,
             next_reason: Reason::Startup,
             answer: Refresh::No("nothing was fetched yet".to_owned()),
+            unaware: false,
             backoff: Backoff::default(),
             refusals: Refusals::new(&pace),
             governed: false,
@@ -153,7 +156,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             forced: ForceBudget::default(),
             fetched_at: None,
             store_is_out: false,
-            store_failed: false,
+            store_failed: None,
             unsaved: false,
             healed_at: None,
             failure_told: None,
@@ -247,7 +250,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if let Some(token) = self.adoptable(reason).await {
             return Ok(self.adopt(token, reason));
         }
-        self.spread(reason).await;
+        if self.source.supplier() != Supplier::Store {
+            self.spread(reason).await;
+        }
         let fetched = self.fetch(reason).await;
         let token = fetched.inspect_err(|error| self.counts.fetch(reason, Err(error)))?;
         if let Some(ours) = self.newer_than(&token, reason) {
@@ -255,10 +260,21 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
-        self.save(&token).await;
-        let brought = self.publish(token, reason, "fetched a token");
-        self.counts.refreshed(reason, false);
+        // The others first, since one token is for all; but nobody waits for a store that is out. What is asked for every
+        // minute and is still the same is no news to the other replicas.
+        let is_news = *reason != Reason::Look || self.state.borrow().token.as_ref() != Some(&token);
+        let first = is_news && !self.store_is_out;
+        if first {
+            self.save(&token).await;
+        }
+        let brought = self.publish(token.clone(), reason, "fetched a token");
         self.counts.fetch(reason, Ok(matches!(brought, Refresh::Same(_))));
+        if is_news {
+            self.counts.refreshed(reason, false);
+        }
+        if is_news && !first {
+            self.save(&token).await;
+        }
         drop(lease);
         Ok(Renewed::Brought(brought))
     }
@@ -271,6 +287,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     /// Ends a round: when the next one is, and what those who waited are told.
     fn settle(&mut self, reason: Reason, renewed: Result<Renewed, FetchError>) {
         self.is_news = false;
+        self.unaware = self.source.supplier() == Supplier::Central && reason.refused().is_none();
         if std::mem::take(&mut self.governed) {
             self.refusals.end(matches!(renewed, Ok(Renewed::Brought(Refresh::Same(_)))));
             self.counts.held_back(self.refusals.closed_until());
@@ -279,8 +296,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Ok(Renewed::Brought(brought)) => {
                 self.answer = brought;
                 self.backoff = Backoff::default();
-                self.next_reason = Reason::Ahead;
-                (self.until_due(), None)
+                let (wait, why) = self.until_due();
+                self.next_reason = why;
+                (wait, None)
             }
             Ok(Renewed::Later(wait)) => (wait, None),
             Err(failure) => {
@@ -338,7 +356,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             },
             // A round has ended since it was made, which makes it one of those who waited for that round. Not so
             // where that round brought the very token that is refused here: it was published before it ended.
-            _ if ask.rounds < rounds && !self.answer.brings_refused(&ask.reason) => self.answer.clone(),
+            _ if ask.rounds < rounds && self.answers(&ask.reason) => self.answer.clone(),
             (_, Reason::Reject { refused, refusal }) => match self.why_not(refused, *refusal) {
                 Some(why) => Refresh::No(why),
                 None => {
@@ -351,6 +369,12 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         // Gone in this very moment is no different from gone before.
         let _ = ask.reply.send(answer);
         None
+    }
+
+    /// Whether the last round is an answer to who waited for it.
+    fn answers(&self, reason: &Reason) -> bool {
+        let unheard = self.unaware && reason.refused().is_some();
+        !unheard && !self.answer.brings_refused(reason)
     }
 
     /// A round begins because `refused` was.
@@ -391,7 +415,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     /// The store's token, if it is to be served from now on. One who wants a fetch for its own sake adopts nothing.
     async fn adoptable(&mut self, reason: &Reason) -> Option<Token> {
-        if matches!(reason, Reason::SecretChange | Reason::Operator { .. }) {
+        if wants_a_fetch(reason) {
             return None;
         }
         match self.look(reason.refused()).await {
@@ -409,12 +433,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         let ours = self.state.borrow().live_token().filter(|ours| Some(ours) != refused);
         if let (true, Some(ours)) = (self.unsaved, &ours) {
             self.save(ours).await;
-        }
-        if self.store_is_out {
-            return Found::Nothing;
+            // One that cannot be written may still be read, and have a token from one who can write.
+            self.store_is_out = false;
         }
         let loaded = timeout(STORE_PATIENCE, self.store.load()).await;
-        let Some(kept) = self.of_store(Asked::Load, loaded) else { return Found::Nothing };
+        let Some(kept) = self.of_store("load", loaded) else { return Found::Nothing };
         let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
         let newest = self.state.borrow().token.clone();
         let lost = newest.is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
@@ -460,7 +483,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         while !self.store_is_out {
             if !follows {
                 let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
-                match self.of_store(Asked::Lease, leased) {
+                match self.of_store("lease", leased) {
                     Some(Some(lease)) => return Right::Fetch(Some(lease)),
                     Some(None) => self.counts.lease_held(),
                     None => break,
@@ -488,7 +511,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return;
         }
         let noted = timeout(STORE_PATIENCE, self.store.refuse(refused, self.is_news)).await;
-        self.of_store(Asked::Refuse, noted);
+        self.of_store("refuse", noted);
     }
 
     async fn fetch(&mut self, reason: &Reason) -> Result<Token, FetchError> {
@@ -504,8 +527,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.state.send_modify(|state| state.fetches += 1);
         self.fetched_at = Some(Instant::now());
         let force = matches!(reason, Reason::Operator { force: true });
+        let (afresh, alone) = (wants_a_fetch(reason), self.store_is_out);
         let new_secret = *reason == Reason::SecretChange;
-        let want = Want { refused: reason.refused(), news: self.is_news, force, new_secret };
+        let want = Want { refused: reason.refused(), news: self.is_news, force, alone, afresh, new_secret };
         let token = self.source.fetch(want).await?;
         if !token.is_alive() {
             return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));
@@ -523,7 +547,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     async fn save(&mut self, token: &Token) {
         let saved = timeout(STORE_PATIENCE, self.store.save(token)).await;
-        self.unsaved = self.of_store(Asked::Save, saved).is_none();
+        self.unsaved = self.of_store("save", saved).is_none();
     }
 
     /// Makes `token` the one that is served, and says what that is to those who waited.
@@ -533,10 +557,14 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if same && before.is_some_and(|before| before.was_accepted()) {
             token.mark_accepted();
         }
-        tracing::info!(
-            appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
-            "{how}{}", if same { ", the same again" } else { "" }
-        );
+        if same && *reason == Reason::Look {
+            tracing::debug!(appid = %self.appid, token = %token.fingerprint(), "there is no other token");
+        } else {
+            tracing::info!(
+                appid = %self.appid, token = %token.fingerprint(), life_s = token.remaining().as_secs(), %reason,
+                "{how}{}", if same { ", the same again" } else { "" }
+            );
+        }
         self.state.send_modify(|state| {
             let before = state.token.replace(token.clone());
             if let Some(before) = before.filter(|_| !same) {
@@ -549,21 +577,33 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if same { Refresh::Same(token) } else { Refresh::Another(token) }
     }
 
-    /// From now until the token wants to be renewed.
-    fn until_due(&self) -> Duration {
+    /// From now until the token wants to be renewed, or whoever passes it on to be asked for another.
+    fn until_due(&self) -> (Duration, Reason) {
         let state = self.state.borrow();
         let due = state.token.as_ref().map_or_else(Instant::now, |token| due(token, &self.pace));
+        let look =
+            self.pace.look_again.map(|every| Instant::now() + every.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        let (at, why) = match look {
+            Some(look) if look < due => (look, Reason::Look),
+            _ => (due, Reason::Ahead),
+        };
         let not_before = self.fetched_at.map(|at| at + LEAST_PAUSE);
-        not_before.map_or(due, |least| due.max(least)).saturating_duration_since(Instant::now())
+        (not_before.map_or(at, |least| at.max(least)).saturating_duration_since(Instant::now()), why)
     }
 
-    /// A store's outcome, or `None` and a word about it when it failed or took too long.
-    fn of_store<R>(&mut self, asked: Asked, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
+    /// A store's outcome at `what`, or `None` and a word about it when it failed or took too long.
+    fn of_store<R>(
+        &mut self,
+        what: &'static str,
+        outcome: Result<Result<R, StoreError>, Elapsed>,
+    ) -> Option<R> {
         let store = self.store.name();
-        self.counts.store(asked, matches!(outcome, Ok(Ok(_))));
+        self.counts.store(what, matches!(outcome, Ok(Ok(_))));
         let why = match outcome {
             Ok(Ok(done)) => {
-                if std::mem::take(&mut self.store_failed) {
+                // One that is full or read-only can still be read: that is no news.
+                if self.store_failed == Some(what) {
+                    self.store_failed = None;
                     tracing::info!(appid = %self.appid, store, "the token store works again");
                 }
                 return Some(done);
@@ -572,16 +612,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Err(_) => format!("no answer within {STORE_PATIENCE:?}"),
         };
         self.store_is_out = true;
-        self.counts.troubles.tell(
-            "store",
-            Some(&self.appid),
-            &format!(
-                "the token store ({store}) fails: {why}; each replica fetches for itself until it works"
-            ),
-        );
-        if !std::mem::replace(&mut self.store_failed, true) {
+        self.counts.store_failed(&self.appid, store, &why);
+        if self.store_failed.is_none() {
+            self.store_failed = Some(what);
             tracing::warn!(
-                appid = %self.appid, store, error = why,
+                appid = %self.appid, store, error = why, at = what,
                 "the token store fails; going on without it, each replica fetches for itself"
             );
         }
@@ -636,6 +671,11 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             );
         }
     }
+}
+
+/// Whether a fetch is wanted for its own sake.
+fn wants_a_fetch(reason: &Reason) -> bool {
+    matches!(reason, Reason::SecretChange | Reason::Operator { .. })
 }
 
 /// Until the store has news. One that is gone has none ever again.

@@ -18,7 +18,7 @@ use crate::token::Token;
 /// The life of a token whose reply names none: the least stable_token ever returns (`wechat-api.md` 2, T4).
 const ASSUMED_LIFE: i64 = 300;
 /// Twelve times the documented 7200 s. What is above is no life but a mistake, which we would serve for days.
-const LONGEST_LIFE: i64 = 86_400;
+pub(super) const LONGEST_LIFE: i64 = 86_400;
 
 /// Reads one reply. The life counts from `asked_at`; the secret is only looked for, to keep it out of the error.
 pub(super) fn parse_reply(
@@ -61,7 +61,7 @@ pub(super) fn parse_reply(
 
 /// The body as a JSON object, if it is one, after what strict JSON would trip over is gone: invalid UTF-8 becomes
 /// U+FFFD and control characters become spaces, neither of which can turn a bad token into a good one.
-fn read_object(body: &[u8]) -> Option<Map<String, Value>> {
+pub(super) fn read_object(body: &[u8]) -> Option<Map<String, Value>> {
     let mut text = Zeroizing::new(String::with_capacity(body.len()));
     for chunk in body.utf8_chunks() {
         text.extend(chunk.valid().chars().map(|c| if c.is_ascii_control() { ' ' } else { c }));
@@ -121,7 +121,7 @@ fn life(written: Option<&Value>) -> Result<Duration, String> {
 }
 
 /// A whole number, however it is written: `7200`, `7200.0`, `"7200"`.
-fn integer(written: &Value) -> Option<i64> {
+pub(super) fn integer(written: &Value) -> Option<i64> {
     match written {
         Value::Number(number) => number.as_i64().or_else(|| number.as_f64().and_then(whole)),
         Value::String(text) => {

@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::*;
 
@@ -19,6 +20,7 @@ fn hurried(endpoint: Endpoint, origin: &str, fetch_timeout: Duration) -> Source 
         endpoint,
         origin: Origin::parse(origin).unwrap(),
         roots: ExtraRoots::default(),
+        proxy: None,
         connect_timeout: Duration::from_secs(10),
         fetch_timeout,
     };

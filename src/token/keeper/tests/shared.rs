@@ -1,7 +1,7 @@
 //! The keeper beside a store: replicas that share one, and one that fails.
 
 use super::*;
-use crate::token::source::Supplier;
+use crate::token::source::FollowerSource;
 use crate::token::store::{Kept, Standing, StoreError};
 
 /// A store that many replicas share, and that can be out of order or slow.
@@ -93,6 +93,22 @@ async fn replicas_with_one_store_fetch_once_for_all_even_from_the_classic_endpoi
     assert_eq!(wechat.fetches(), fetches + 1);
     let foreign: u64 = replicas.iter().map(|(keeper, _)| keeper.status().foreign_rotations).sum();
     assert_eq!(foreign, 1, "the one who fetched; the others adopted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn sixteen_without_a_store_fetch_once_a_life_each_from_the_stable_endpoint() {
+    let wechat = WeChat::stable();
+    let replicas: Vec<_> = (0..16).map(|_| wechat.kept()).collect();
+    let end = Instant::now() + 3 * DAY;
+    while Instant::now() < end {
+        sleep(secs(60)).await;
+        assert!(replicas.iter().all(|(keeper, _)| keeper.current().is_some()));
+    }
+    // Three days are 36 lives; one that asks a little early is given what is left of the old one, and asks again.
+    let each = wechat.fetches() as f64 / 16.0;
+    assert!((36.0..=40.0).contains(&each), "{each}");
+    let foreign: u64 = replicas.iter().map(|(keeper, _)| keeper.status().foreign_rotations).sum();
+    assert_eq!(foreign, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,33 +284,12 @@ async fn replicas_that_lose_their_store_leave_a_live_token_alone_and_agree_again
     assert_eq!(wechat.fetches(), 7);
 }
 
-/// One who never fetches.
-struct Follower;
-
-impl TokenSource for Follower {
-    fn name(&self) -> &'static str {
-        "none"
-    }
-
-    fn pace(&self) -> Pace {
-        Pace { ahead: secs(120), ..WeChat::stable().pace() }
-    }
-
-    fn supplier(&self) -> Supplier {
-        Supplier::Store
-    }
-
-    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
-        Err(FetchError::transient("nobody fetches"))
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_follower_lives_by_the_store_and_says_when_nobody_fetches() {
     let wechat = WeChat::classic();
     let store = Shared::default();
     let appid = AppId::parse("wx0123456789abcdef").unwrap();
-    let (follower, worker) = TokenKeeper::new(appid, Follower, store.clone());
+    let (follower, worker) = TokenKeeper::new(appid, FollowerSource, store.clone());
     let _following = tokio::spawn(worker.run());
     let told = follower.token(secs(30)).await.unwrap_err();
     assert!(told.message.contains("nobody fetches"), "{}", told.message);
