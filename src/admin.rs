@@ -10,7 +10,7 @@
 //! - `POST /refresh`: the passive refresh (`refresh`), for the app in the pod and for operators.
 //! - `POST /quit`: a clean stop, where `quit_endpoint` allows it, and from this machine only.
 //!
-//! Probes are open to all who reach the port. The rest acts or hands out a token: `guard` stands before it, [`keys`]
+//! The `views` are open to all who reach the port. The rest acts or hands out a token: `guard` stands before it, [`keys`]
 //! says who is let in.
 
 mod central;
@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod page;
 mod refresh;
 pub mod status;
+mod views;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -36,8 +37,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::account::Account;
-use crate::admin::page::Page;
-use crate::admin::status::Overview;
 use crate::error::{Cause, Failure};
 use crate::server::{self, Connection, Handler, Limits};
 use crate::tls::ServerIdentity;
@@ -46,6 +45,8 @@ use crate::token::source::central::{REFRESH_PATH, TOKEN_PATH};
 
 use guard::{Bucket, Callers};
 use keys::Keys;
+use status::Overview;
+use views::Views;
 
 /// Where it is and who is let in.
 #[derive(Clone, Debug)]
@@ -72,6 +73,9 @@ pub const LIMITS: Limits = Limits {
     keep_alive: server::KEEP_ALIVE,
 };
 
+/// Where a Job asks for a stop.
+const QUIT_PATH: &str = "/quit";
+
 /// The largest body: a token has at most 4096 characters.
 const MAX_BODY: usize = 8 * 1024;
 /// The longest until it has come.
@@ -79,14 +83,10 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest a request waits for a token or a fetch: less than the 10 s that a sidecar gives its central server.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
-
 /// Answers the admin port.
 pub struct Admin {
     accounts: Vec<Account>,
-    overview: Rc<Overview>,
-    page: Page,
+    views: Views,
     /// Hears of a stop that was asked for here; `None` where that is not allowed.
     quit: Option<mpsc::UnboundedSender<()>>,
     hosts: Vec<String>,
@@ -102,7 +102,7 @@ pub struct Admin {
 type Reply = Response<Full<Bytes>>;
 
 impl Admin {
-    /// The admin port of these accounts, which `overview` knows.
+    /// The admin port of these accounts, of which `overview` says how they stand.
     #[must_use]
     pub fn new(config: &Config, accounts: Vec<Account>, overview: Rc<Overview>) -> Self {
         let callers = |keys: &Option<Keys>, setting| keys.clone().map(|keys| Callers::new(keys, setting));
@@ -110,8 +110,7 @@ impl Admin {
             refreshes: accounts.iter().map(|_| refresh::budget()).collect(),
             held: accounts.iter().map(|_| Cell::new(None)).collect(),
             accounts,
-            overview,
-            page: Page::new(),
+            views: Views::new(overview),
             quit: None,
             hosts: config.hosts.clone(),
             central: callers(&config.central_keys, "central_keys_file"),
@@ -126,77 +125,24 @@ impl Admin {
         self
     }
 
-    fn get(&self, path: &str, query: &str) -> Option<Reply> {
-        Some(match path {
-            "/" => self.page(),
-            "/livez" => reply(StatusCode::OK, TEXT, "ok\n"),
-            "/startupz" => self.probe(query, |started, _| started),
-            "/readyz" => self.probe(query, |_, ready| ready),
-            "/status" => reply(StatusCode::OK, JSON, json(&self.overview.snapshot())),
-            "/metrics" => reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics::exposition(&self.overview)),
-            _ => return None,
-        })
-    }
-
-    fn page(&self) -> Reply {
-        let mut page = reply(StatusCode::OK, "text/html; charset=utf-8", self.page.html.clone());
-        if let Ok(policy) = HeaderValue::from_str(&self.page.policy) {
-            page.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-        }
-        page.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-        page
-    }
-
-    /// Whether all accounts, or the one that is asked about, have had a token, or have one.
-    fn probe(&self, query: &str, wanted: impl Fn(bool, bool) -> bool) -> Reply {
-        let asked = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "account");
-        let snapshot = self.overview.snapshot();
-        let mut accounts = snapshot.accounts;
-        if let Some((_, appid)) = &asked {
-            accounts.retain(|account| account.appid == **appid);
-            if accounts.is_empty() {
-                let told = "there is no such account here; give an appid of the settings";
-                return reply(StatusCode::NOT_FOUND, JSON, json(&serde_json::json!({ "error": told })));
-            }
-        }
-        let started = accounts.iter().all(|account| account.last_refresh.is_some());
-        let ready = !snapshot.stopping && accounts.iter().all(|account| account.ready);
-        let shown: Vec<_> = accounts
-            .into_iter()
-            .map(|account| {
-                serde_json::json!({
-                    "appid": account.appid,
-                    "ready": account.ready,
-                    "token": account.token,
-                    "life_left_seconds": account.life_left_seconds,
-                    "problem": account.problem,
-                    "next_fetch_in_seconds": account.next_fetch_in_seconds,
-                })
-            })
-            .collect();
-        let mut body = serde_json::json!({
-            "ready": ready, "started": started, "stopping": snapshot.stopping, "accounts": shown,
-        });
+    /// How often a wrong key came, where keys are asked for.
+    fn wrong_keys(&self) -> Option<u64> {
         let wrong = [&self.central, &self.operators].into_iter().flatten().map(Callers::wrong);
-        if let Some(wrong) = wrong.reduce(|one, other| one + other) {
-            body["wrong_keys"] = wrong.into();
-        }
-        let well = wanted(started, ready);
-        let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        reply(status, JSON, json(&body))
+        wrong.reduce(|one, other| one + other)
     }
 
     /// SECURITY: whoever may end the process must be on this machine.
-    fn quit(&self, connection: &Connection) -> Result<Reply, Failure> {
+    fn quit(&self, connection: &Connection) -> Reply {
+        let text = "text/plain; charset=utf-8";
         let Some(quit) = &self.quit else {
-            return Ok(reply(StatusCode::NOT_FOUND, TEXT, "set quit_endpoint = true to allow this\n"));
+            return reply(StatusCode::NOT_FOUND, text, "set quit_endpoint = true to allow this\n");
         };
         if !connection.peer().is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
-            return Ok(reply(StatusCode::FORBIDDEN, TEXT, "only from this machine\n"));
+            return reply(StatusCode::FORBIDDEN, text, "only from this machine\n");
         }
         // Nobody listening any more means that a stop is under way.
         let _ = quit.send(());
-        Ok(reply(StatusCode::ACCEPTED, TEXT, "stopping\n"))
+        reply(StatusCode::ACCEPTED, text, "stopping\n")
     }
 
     /// The account a request is for: the one it names, else the default; and its place in the list.
@@ -214,22 +160,27 @@ impl Handler for Admin {
     type Body = Full<Bytes>;
 
     async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Reply {
+        let text = "text/plain; charset=utf-8";
         let path = request.uri().path().to_owned();
-        let (allow, look) = match &path[..] {
-            "/" | "/livez" | "/startupz" | "/readyz" | "/status" | "/metrics" => ("GET, HEAD", true),
+        let (allow, view) = match &path[..] {
+            path if views::PATHS.contains(&path) => ("GET, HEAD", true),
             TOKEN_PATH => ("GET", false),
-            REFRESH_PATH | refresh::PATH | "/quit" => ("POST", false),
+            REFRESH_PATH | refresh::PATH | QUIT_PATH => ("POST", false),
             _ => {
-                let told = format!(
-                    "this is wechat-sidecar's admin port: / for people, /status, /metrics, /livez, /startupz, /readyz, POST {}, GET {TOKEN_PATH}, POST {REFRESH_PATH}\n",
-                    refresh::PATH
+                return reply(
+                    StatusCode::NOT_FOUND,
+                    text,
+                    format!(
+                        "this is wechat-sidecar's admin port: / for people, {}, POST {}, GET {TOKEN_PATH}, POST {REFRESH_PATH}\n",
+                        views::PATHS[1..].join(", "),
+                        refresh::PATH
+                    ),
                 );
-                return reply(StatusCode::NOT_FOUND, TEXT, told);
             }
         };
         if !allow.split(", ").any(|method| method == request.method()) {
-            let mut refused = if look {
-                reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n")
+            let mut refused = if view {
+                reply(StatusCode::METHOD_NOT_ALLOWED, text, "use GET\n")
             } else {
                 failed(&Failure::new(
                     Cause::MethodNotAllowed,
@@ -242,8 +193,9 @@ impl Handler for Admin {
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             return refused;
         }
-        if let Some(looked) = self.get(&path, request.uri().query().unwrap_or_default()) {
-            return looked;
+        let query = request.uri().query().unwrap_or_default();
+        if view && let Some(view) = self.views.get(&path, query, self.wrong_keys()) {
+            return view;
         }
         // SECURITY: everything from here on acts or hands out.
         let answered = match guard::no_web_page(&request, &self.hosts) {
@@ -251,7 +203,7 @@ impl Handler for Admin {
             Ok(()) => match &path[..] {
                 TOKEN_PATH => self.hand_out(request, connection).await,
                 REFRESH_PATH => self.refresh_for_another(request, connection).await,
-                "/quit" => self.quit(connection),
+                QUIT_PATH => Ok(self.quit(connection)),
                 _ => self.refresh(request, connection).await,
             },
         };
@@ -260,12 +212,6 @@ impl Handler for Admin {
             failed(&failure)
         })
     }
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    let mut text = serde_json::to_string(value).unwrap_or_default();
-    text.push('\n');
-    text
 }
 
 fn shown(method: &Method) -> String {
@@ -285,6 +231,7 @@ fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 fn failed(failure: &Failure) -> Reply {
     let mut reply = failure.reply().map(Full::new);
     reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if failure.cause == Cause::NoKey {
         reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

@@ -198,12 +198,13 @@ impl App {
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
         let mut bridges = Vec::new();
+        let mut reload =
+            Reload { identity: identity.clone(), admin: config.admin.identity.clone(), ..Reload::default() };
+        // The upstream's and the sources' are one.
+        reload.roots.extend(Some(&config.upstream.roots).filter(|roots| roots.are_from_a_file()).cloned());
         // The bridge's Redis, apart from the store's where it is another.
         let apart = config.bridge.as_ref().and_then(|bridge| bridge.server.clone()).map(Redis::new);
         let bridged = apart.as_ref().or(stores.redis()).cloned();
-        let mut reload = Reload { identity: identity.clone(), ..Reload::default() };
-        // The upstream's and the sources' are one.
-        reload.roots.push(config.upstream.roots.clone());
         for account in &config.accounts {
             let source = Arc::new(config.token_source(account).map_err(BindError::Other)?);
             let bridge = config.bridge.as_ref().zip(bridged.as_ref()).filter(|_| !account.bridge.is_empty());

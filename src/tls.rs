@@ -17,6 +17,8 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::TlsAcceptor;
 
@@ -64,6 +66,12 @@ impl ExtraRoots {
             FromFile::new(&file.path, pem, pins.clone()).map(Arc::new)
         });
         Ok(Self { file: file.transpose()?, pins })
+    }
+
+    /// Whether there is a file to read again.
+    #[must_use]
+    pub fn are_from_a_file(&self) -> bool {
+        self.file.is_some()
     }
 
     /// Reads the file again, if there is one. Whether it has other certificates now, which every connection from now
@@ -219,12 +227,26 @@ pub fn client_config(extra: &ExtraRoots) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// A certificate and its key, as a TLS server shows and uses them.
+/// A certificate and its key, as a TLS server shows and uses them. Clones show the same one, also after it was read again.
 #[derive(Clone)]
-pub struct ServerIdentity(TlsAcceptor);
+pub struct ServerIdentity {
+    files: Arc<[PathBuf; 2]>,
+    shown: Arc<Shown>,
+    acceptor: TlsAcceptor,
+}
 
-impl std::fmt::Debug for ServerIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// The certificate in force.
+#[derive(Debug)]
+struct Shown(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+impl fmt::Debug for ServerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ServerIdentity(***)")
     }
 }
@@ -235,38 +257,55 @@ impl ServerIdentity {
     /// # Errors
     /// A sentence that names the file and the remedy, never the key.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
-        let shown = certificate.display();
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-        let chain = chain.map_err(|error| {
-            format!(
-                "{shown} cannot be read ({error}); give a PEM file of certificates, the server's own first"
-            )
-        })?;
-        if chain.is_empty() {
-            return Err(format!(
-                "{shown} has no certificate in it; give a PEM file of certificates, the server's own first"
-            ));
-        }
-        let key_shown = key.display();
-        // SECURITY: the reader's own words name no content.
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
-            format!("{key_shown} cannot be read ({error}); give the certificate's private key in PEM form")
-        })?;
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(read_pair(certificate, key)?)));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| format!("no TLS can be had ({error}); this is a defect in wechat-sidecar"))?
             .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| format!("{shown} and {key_shown} do not make a server ({error}); give a certificate and the key it was made for"))?;
-        let mut config = config;
+            .with_cert_resolver(Arc::clone(&shown) as _);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        let files = Arc::new([certificate.to_owned(), key.to_owned()]);
+        Ok(Self { files, shown, acceptor: TlsAcceptor::from(Arc::new(config)) })
+    }
+
+    /// Reads both files again. Whether there is another certificate now, which every connection from now on is shown.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); what is shown stays what it was.
+    pub fn reread(&self) -> Result<bool, String> {
+        let fresh = read_pair(&self.files[0], &self.files[1])?;
+        let changed = self.shown.0.load().cert != fresh.cert;
+        if changed {
+            self.shown.0.store(Arc::new(fresh));
+        }
+        Ok(changed)
     }
 
     pub(crate) fn acceptor(&self) -> &TlsAcceptor {
-        &self.0
+        &self.acceptor
     }
+}
+
+fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
+    let shown = certificate.display();
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain = chain.map_err(|error| {
+        format!("{shown} cannot be read ({error}); give a PEM file of certificates, the server's own first")
+    })?;
+    if chain.is_empty() {
+        return Err(format!(
+            "{shown} has no certificate in it; give a PEM file of certificates, the server's own first"
+        ));
+    }
+    let key_shown = key.display();
+    // SECURITY: the reader's own words name no content.
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        format!("{key_shown} cannot be read ({error}); give the certificate's private key in PEM form")
+    })?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(|error| {
+        format!("{shown} and {key_shown} do not make a server ({error}); give a certificate and the key it was made for")
+    })
 }
 
 #[cfg(test)]
@@ -298,5 +337,23 @@ mod tests {
         assert_ne!(verifier(), before);
         assert_eq!(roots.reread(), Ok(false));
         assert_eq!(ExtraRoots::default().reread(), Ok(false));
+    }
+    #[test]
+    fn a_servers_certificate_is_read_again_with_its_key_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (certificate, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        let made = || rcgen::generate_simple_self_signed(["sidecar.example".to_owned()]).unwrap();
+        let (one, two) = (made(), made());
+        std::fs::write(&certificate, one.cert.pem()).unwrap();
+        std::fs::write(&key, one.signing_key.serialize_pem()).unwrap();
+        let identity = ServerIdentity::read(&certificate, &key).unwrap();
+        let shown = || identity.shown.0.load().cert[0].clone();
+        assert_eq!(identity.reread(), Ok(false));
+        std::fs::write(&certificate, two.cert.pem()).unwrap();
+        assert!(identity.reread().unwrap_err().contains("do not make a server"), "half of it is there");
+        assert_eq!(shown(), *one.cert.der());
+        std::fs::write(&key, two.signing_key.serialize_pem()).unwrap();
+        assert_eq!(identity.clone().reread(), Ok(true));
+        assert_eq!(shown(), *two.cert.der());
     }
 }

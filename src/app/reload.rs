@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::account::Account;
 use crate::ca::Identity;
 use crate::credentials::{Secret, read_secret_file};
-use crate::tls::ExtraRoots;
+use crate::tls::{ExtraRoots, ServerIdentity};
 use crate::token::keeper::{Reason, Refresh};
 use crate::token::source::{Source, Supplier, TokenSource};
 
@@ -36,6 +36,7 @@ pub(super) struct Reload {
     pub(super) secrets: Vec<SecretFile>,
     pub(super) roots: Vec<ExtraRoots>,
     pub(super) identity: Option<Arc<Identity>>,
+    pub(super) admin: Option<ServerIdentity>,
 }
 
 /// An account whose secret stands in a file.
@@ -63,7 +64,7 @@ impl SecretFile {
 impl Reload {
     /// Looks again and again; at once when `hangups` changes.
     pub(super) async fn run(mut self, mut hangups: watch::Receiver<()>) {
-        let mut told = (String::new(), String::new());
+        let mut told: [String; 3] = Default::default();
         loop {
             let asked = tokio::select! {
                 () = tokio::time::sleep(EVERY) => false,
@@ -77,7 +78,10 @@ impl Reload {
                 },
             };
             if asked {
-                let files = self.secrets.len() + self.roots.len() + usize::from(self.identity.is_some());
+                let files = self.secrets.len()
+                    + self.roots.len()
+                    + usize::from(self.identity.is_some())
+                    + usize::from(self.admin.is_some());
                 tracing::info!(
                     files,
                     "SIGHUP: reading secrets and certificates again; other settings need a restart"
@@ -91,11 +95,14 @@ impl Reload {
                     let roots = roots.clone();
                     move || roots.reread()
                 });
-                tell("upstream_ca_file", reread.await, &mut told.0);
+                tell("upstream_ca_file", reread.await, &mut told[0]);
             }
             if let Some(identity) = &self.identity {
                 let identity = Arc::clone(identity);
-                tell("ca_dir", off_thread(move || identity.reread()).await, &mut told.1);
+                tell("ca_dir", off_thread(move || identity.reread()).await, &mut told[1]);
+            }
+            if let Some(admin) = self.admin.clone() {
+                tell("admin_cert_file", off_thread(move || admin.reread()).await, &mut told[2]);
             }
         }
     }

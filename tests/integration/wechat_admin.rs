@@ -241,8 +241,9 @@ async fn a_job_may_end_the_sidecar_where_that_is_allowed_and_no_web_page_may() {
     process.app.message("-").await.assert_ok();
     let ask = async |more: &str| {
         let mut stream = TcpStream::connect(process.addresses.admin).await.unwrap();
-        let head =
-            format!("POST /quit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n{more}\r\n");
+        let head = format!(
+            "POST /quit HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n{more}\r\n"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut reply = String::new();
         within("an answer", stream.read_to_string(&mut reply)).await.unwrap();
