@@ -7,6 +7,7 @@
 mod bad_bodies;
 mod bad_heads;
 mod bad_targets;
+mod corpus;
 mod entries;
 mod forwarding;
 mod leaks;
