@@ -16,6 +16,7 @@ pub mod credential;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
+pub mod readings;
 pub mod record;
 pub mod reply;
 pub mod route;
@@ -304,3 +305,6 @@ fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
     }
     Answer::WeChats(reply, Mask::new(route.account))
 }
+
+#[cfg(test)]
+mod tests;
