@@ -1,5 +1,7 @@
 //! What a user writes, and what they get or are told, from the command line to the [`Config`].
 
+mod arbitrary;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
