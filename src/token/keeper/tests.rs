@@ -1,6 +1,7 @@
 //! The keeper against a WeChat of a few lines, on a paused clock: days pass in milliseconds.
 
 mod log;
+mod model;
 mod shared;
 
 use std::sync::{Arc, Mutex, PoisonError};
