@@ -14,6 +14,7 @@ mod reply;
 mod tests;
 
 pub use errcode::{Class, FetchError};
+pub use reply::parse_reply;
 
 use std::error::Error as _;
 use std::future::Future;

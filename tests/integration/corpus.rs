@@ -4,6 +4,6 @@
 //! ended, or in step, which the next call on it shows. A reply's outcome is what the app gets, how often the call was
 //! sent, and whether the next call may use the connection. Each is played in one piece and in small ones.
 
-mod entry;
+pub(crate) mod entry;
 mod replies;
 mod requests;

@@ -10,6 +10,7 @@ mod bad_targets;
 mod corpus;
 mod entries;
 mod forwarding;
+mod fuzz;
 mod leaks;
 mod replay;
 mod replay_limits;

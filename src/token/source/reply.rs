@@ -21,7 +21,10 @@ const ASSUMED_LIFE: i64 = 300;
 const LONGEST_LIFE: i64 = 86_400;
 
 /// Reads one reply. The life counts from `asked_at`; the secret is only looked for, to keep it out of the error.
-pub(super) fn parse_reply(
+///
+/// # Errors
+/// What it says instead of a token, or that it makes no sense.
+pub fn parse_reply(
     status: StatusCode,
     body: &[u8],
     asked_at: Instant,
