@@ -12,6 +12,7 @@ mod entries;
 mod forwarding;
 mod fuzz;
 mod leaks;
+mod ledger;
 mod replay;
 mod replay_limits;
 mod replies;
