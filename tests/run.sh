@@ -75,12 +75,14 @@ step "tools" tools
 step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+step "supply chain" bash tests/supply.sh
 step "tests" cargo test --locked --no-fail-fast
 step "release build" cargo build --release --locked
 step "demo" demo
 step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
+step "under fire" bash tests/fire/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"
 step "examples" bash tests/examples.sh "$target/release/wechat-sidecar"
