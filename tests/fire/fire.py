@@ -18,6 +18,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from rig import APPID, BINARY, SECRET_FILE, Process, Simulator, check, equal  # noqa: E402, F401
 
 SEND = "/cgi-bin/message/custom/send"
+# Another address of loopback, so that the two ports can be told apart.
+ADMIN_HOST = "127.0.0.2"
 MESSAGE = b'{"touser":"oAbc","msgtype":"text","text":{"content":"hello"}}'
 
 
@@ -36,14 +38,37 @@ class Deployed(Process):
         env = {name: value for name, value in os.environ.items() if not name.startswith("WECHAT_SIDECAR_")}
         url = url or upstream.plain
         argv = [BINARY, "run", "--appid", APPID, "--secret-file", SECRET_FILE, "--listen", listen, "--admin-listen",
-                "127.0.0.1:0", "--upstream", url, *flags]
+                ADMIN_HOST + ":0", "--upstream", url, *flags]
         if url.startswith("https"):
             argv += ["--upstream-ca-file", upstream.ca]
-        super().__init__("sidecar", argv, r"listen=(\S+) admin=(\S+)", env)
-        self.address, self.admin = self.said.groups()
+        super().__init__("sidecar", argv, "", env)
+        self.address, self.admin = self.listening()
         if ready:
             subprocess.run([BINARY, "wait", "--admin-listen", self.admin, "--timeout", "15s"], check=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def listening(self):
+        """Where it listens, from the kernel: at this log level it does not say so. Apps, then probes."""
+        until = time.monotonic() + 15
+        while time.monotonic() < until and self.alive():
+            found = {}
+            try:
+                links = os.listdir("/proc/%d/fd" % self.popen.pid)
+                inodes = {os.readlink("/proc/%d/fd/%s" % (self.popen.pid, fd))[8:-1] for fd in links}
+            except OSError:
+                continue
+            with open("/proc/net/tcp") as table:
+                for line in table.readlines()[1:]:
+                    fields = line.split()
+                    if fields[3] == "0A" and fields[9] in inodes:
+                        host, port = fields[1].split(":")
+                        host = ".".join(str(byte) for byte in reversed(bytes.fromhex(host)))
+                        found[host] = "%s:%d" % (host, int(port, 16))
+            if len(found) == 2:
+                return found["127.0.0.1"], found[ADMIN_HOST]
+            time.sleep(0.002)
+        with open(self.log, errors="replace") as log:
+            raise SystemExit("FAIL the sidecar does not listen: " + log.read()[-600:])
 
     def status(self, what):
         with open("/proc/%d/status" % self.popen.pid) as status:
@@ -94,11 +119,13 @@ class Load:
         host, port = address.rsplit(":", 1)
         self.target, self.wanted = (host, int(port)), connections
         self.poll, self.conns = select.epoll(), {}
-        self.good = self.shed = self.bad = self.broken = 0
+        self.good = self.shed = self.told = self.bad = self.broken = 0
+        self.answered = set()
         self.strange = {}
 
-    def open(self, batch=200):
-        for _ in range(min(batch, self.wanted - len(self.conns))):
+    def open(self):
+        """A few more, but not while many wait for their first answer: what is measured is not the queue of a socket."""
+        for _ in range(min(100, self.wanted - len(self.conns), 500 - len(self.conns) + len(self.answered))):
             sock = socket.socket()
             sock.setblocking(False)
             sock.connect_ex(self.target)
@@ -107,6 +134,7 @@ class Load:
 
     def close(self, fd):
         self.poll.unregister(fd)
+        self.answered.discard(fd)
         self.conns.pop(fd)[0].close()
 
     def run(self, seconds, data=None):
@@ -140,6 +168,7 @@ class Load:
                     self.conns[fd][1] = unread
                     continue
                 self.conns[fd][1] = b""
+                self.answered.add(fd)
                 self.count(unread[9:12], unread)
                 try:
                     sock.send(data)
@@ -153,10 +182,18 @@ class Load:
             self.good += 1
         elif status in (b"503", b"429") and b"\r\nretry-after:" in reply.lower():
             self.shed += 1
+        elif status[:1] == b"5" and b"\r\nx-wechat-sidecar-error:" in reply.lower():
+            self.told += 1
         else:
             self.bad += 1
             key = (status + b" " + reply.split(b"\r\n\r\n", 1)[-1][:160]).decode("latin-1")
             self.strange[key] = self.strange.get(key, 0) + 1
+
+    def fill(self, patience):
+        """Until all connections are there and have been answered once."""
+        until = time.monotonic() + patience
+        while len(self.answered) < self.wanted and time.monotonic() < until:
+            self.run(0.5)
 
     def end(self):
         for fd in list(self.conns):

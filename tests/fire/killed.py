@@ -15,7 +15,7 @@ from fire import Deployed, Simulator, call, check, equal, request
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 # What WeChat takes for a token here: what is above it is ours.
-FETCH_MS = 150
+FETCH_MS = 400
 
 
 def main():
@@ -56,19 +56,19 @@ def main():
             sidecar.stop(signal.SIGKILL)
             began = time.monotonic()
             sidecar = Deployed(wechat, "--log", "warn", listen=address, ready=False)
-            started = time.monotonic()
             # A call that comes before the token waits for it.
             status, reply = call(address)
             done = time.monotonic()
-            took.append((done - started) * 1000)
+            took.append((done - began) * 1000 - FETCH_MS)
             check("kill %d: the next one serves at once" % kill, status == 200 and b'"errcode":0' in reply, 200, reply[:300])
-            check("kill %d: within seconds" % kill, done - began < 5, "< 5 s", done - began)
+            check("kill %d: within seconds" % kill, took[-1] < 5000, "< 5 s", took[-1])
         time.sleep(0.3)
         stop.set()
         for thread in threads:
             thread.join()
-        print("     a call right after a start took %d ms in the median, of which WeChat took up to %d; %s" % (
-            statistics.median(took), FETCH_MS, {what: n for what, n in told.items() if what in ("good", "no answer")}))
+        print("     from the kill to an answered call: %d ms in the median, %d at most, beside the %d ms that WeChat took; %s" % (
+            statistics.median(took), max(took), FETCH_MS, {what: n for what, n in told.items() if what in ("good", "no answer")}))
+        check("what it serves, it serves with a token that was fetched", min(took) > -FETCH_MS / 2, "it waited", took)
         strange = {what: n for what, n in told.items() if what not in ("good", "no answer")}
         equal("a call is answered well or not at all", strange, {})
         check("there was load", told.get("good", 0) > 50, "> 50", told)

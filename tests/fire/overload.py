@@ -4,8 +4,8 @@ goodput stays near the peak, and when they have gone all is as before.
 
     overload.py [SECONDS of each phase]
 
-A short run allows goodput to fall to half of the peak, as it shares two cores with its own load; a long one (15 s and
-more) to four fifths."""
+The peak is measured before and after, and the lesser counts. A short run allows goodput to fall to a third of it, as it
+shares two cores with its own load and whatever else there is; a long one (15 s and more) to four fifths."""
 
 import socket
 import sys
@@ -64,11 +64,15 @@ def main():
     with Simulator() as wechat, Deployed(wechat, "--log", "warn") as sidecar:
         call(sidecar.address)
         wechat.ask("/delay", {"ms": 20})
-        few = Load(sidecar.address, connections // 10)
-        few.run(SECONDS / 2)
-        peak = few.run(SECONDS)
-        equal("the peak: every call is carried out", (few.bad, few.broken, few.strange), (0, 0, {}))
-        few.end()
+        def peak_now():
+            few = Load(sidecar.address, connections // 10)
+            few.fill(30)
+            peak = few.run(SECONDS)
+            equal("at its peak every call is carried out", (few.told, few.bad, few.broken, few.strange), (0, 0, 0, {}))
+            few.end()
+            return peak
+
+        peak = peak_now()
         before = sidecar.cost()
         print("     peak %d calls/s with %d connections, %d files, %d threads, %d MiB" % (
             peak, connections // 10, before[0], before[1], before[2] >> 10))
@@ -76,17 +80,18 @@ def main():
         slow = Slow(sidecar.address, 50)
         slow.start()
         many = Load(sidecar.address, connections)
-        many.run(SECONDS)
+        many.fill(60)
         goodput = many.run(SECONDS)
         cost = sidecar.cost()
-        print("     overload %d calls/s with %d connections, %d files, %d MiB; %d carried out, %d told to come again, %d bad, %d broken" % (
-            goodput, len(many.conns), cost[0], cost[2] >> 10, many.good, many.shed, many.bad, many.broken))
+        total = many.good + many.shed + many.told + many.bad
+        print("     overload %d calls/s with %d connections, %d files, %d MiB; of %d calls %d were carried out, %d told to come "
+              "again, %d told why not; %d connections broke" % (goodput, len(many.conns), cost[0], cost[2] >> 10, total,
+                                                             many.good, many.shed, many.told, many.broken))
         check("overload: it lives", sidecar.alive())
-        equal("overload: each call is carried out or told to come again", (many.bad, many.strange), (0, {}))
+        equal("overload: each call is carried out or honestly answered", (many.bad, many.strange), (0, {}))
+        check("overload: nearly none but by a limit is told why not", many.told <= total // 20, total // 20, many.told)
         check("overload: hardly a connection breaks", many.broken <= connections // 50, connections // 50, many.broken)
         check("overload: the connections are there", len(many.conns) > connections * 0.9, connections, len(many.conns))
-        least = peak * (0.8 if SECONDS >= 15 else 0.5)
-        check("overload: goodput stays near its peak", goodput >= least, ">= %d" % least, "%d of %d" % (goodput, peak))
         check("overload: memory within its budget", cost[2] >> 10 < BUDGET_MIB, BUDGET_MIB, cost[2] >> 10)
         began, (status, _) = time.monotonic(), call(sidecar.address)
         check("overload: one more call is answered", status in (200, 503, 429), "200 or 503", status)
@@ -95,6 +100,9 @@ def main():
         many.end()
         slow.over.set()
         slow.join()
+        peak = min(peak, peak_now())
+        least = peak * (0.8 if SECONDS >= 15 else 0.3)
+        check("overload: goodput stays near its peak", goodput >= least, ">= %d" % least, "%d of %d" % (goodput, peak))
         wechat.ask("/delay", {"ms": 0})
         until = time.monotonic() + 30
         while time.monotonic() < until and (call(sidecar.address)[0] != 200 or sidecar.cost()[0] > before[0] + 600):
