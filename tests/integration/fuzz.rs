@@ -122,9 +122,8 @@ fn run(mut seeds: Vec<Vec<u8>>, more: Vec<Vec<u8>>, few: u64, target: fn(&[u8]))
     seeds.iter().for_each(|seed| target(seed));
     for round in 0..rounds(few) {
         let input = mutate(&mut fastrand::Rng::with_seed(round), &seeds);
-        if let Err(panic) = std::panic::catch_unwind(|| target(&input)) {
-            eprintln!("round {round}, {} bytes: {:?}", input.len(), String::from_utf8_lossy(&input));
-            std::panic::resume_unwind(panic);
+        if std::panic::catch_unwind(|| target(&input)).is_err() {
+            panic!("round {round}, {} bytes: {:?}", input.len(), String::from_utf8_lossy(&input));
         }
     }
 }
