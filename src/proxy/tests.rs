@@ -31,7 +31,7 @@ fn written(route: &Route<'_>) -> Option<String> {
         return None;
     }
     let token = route.action.carries_token().then(token);
-    Some(credential::write(route, token.as_ref()).ok()?.to_string())
+    Some(credential::write(route, token.as_ref()).ok()?.as_str().to_owned())
 }
 
 /// One thing that some server, gateway or framework does to a path before it looks at it.
