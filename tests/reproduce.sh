@@ -3,9 +3,9 @@
 #
 #   tests/reproduce.sh [COMMIT]
 #
-# What makes it so: Cargo.lock and rust-toolchain's version (in the binary's own record of its compiler), one codegen
-# unit, no symbols (Cargo.toml), no path of the machine in the binary (--remap-path-prefix, and -ffile-prefix-map for
-# ring's C), and the commit's time in place of now (SOURCE_DATE_EPOCH). Who builds a release does it with the same flags:
+# What makes it so: Cargo.lock, the same compiler, one codegen unit and no symbols (Cargo.toml), no path of the machine in
+# the binary (--remap-path-prefix, and -ffile-prefix-map for ring's C), and the commit's time in place of now
+# (SOURCE_DATE_EPOCH). Who builds a release does it with the same flags:
 #
 #   export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 #   export RUSTFLAGS="--remap-path-prefix=$PWD=/src --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"

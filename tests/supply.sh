@@ -2,6 +2,8 @@
 # What the binary is made of: the offline check always, cargo-deny where it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Also what only other systems need: its licence is looked at, too.
+cargo fetch --locked --quiet
 python3 tests/supply.py check
 if ! command -v cargo-deny > /dev/null; then
   echo "skip advisories: cargo-deny is not installed (cargo install --locked cargo-deny); licences, sources and bans were checked above"
