@@ -19,6 +19,7 @@ pub mod head;
 pub mod inject;
 pub mod inspect;
 pub mod mask;
+pub mod readings;
 pub mod record;
 pub mod reply;
 pub mod route;
@@ -354,3 +355,6 @@ fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
     }
     Answer::WeChats(reply, Mask::new(route.account))
 }
+
+#[cfg(test)]
+mod tests;

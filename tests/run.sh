@@ -81,6 +81,7 @@ step "format" cargo fmt --check
 step "lints" cargo clippy --locked --all-targets -- -D warnings
 step "lints with traces" cargo clippy --locked --all-targets --features otel -- -D warnings
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+step "supply chain" bash tests/supply.sh
 step "tests" cargo test --locked --no-fail-fast
 step "traces" cargo test --locked --features otel --test integration wechat_traces
 step "release build" cargo build --release --locked
@@ -89,6 +90,7 @@ step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "central token server" bash tests/central.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
+step "under fire" bash tests/fire/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "page" bash tests/page/run.sh "$target/release/wechat-sidecar" "$target/page"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"

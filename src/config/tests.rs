@@ -1,5 +1,6 @@
 //! What a user writes, and what they get or are told, from the command line to the [`Config`].
 
+mod arbitrary;
 mod bridge;
 mod guards;
 mod supply;

@@ -105,14 +105,17 @@ const COMPONENT_TOKEN: &str = "component_access_token";
 
 /// A user's or a component's token passes; a placeholder that an SDK sent in its place does not reach WeChat.
 fn strip_placeholder(target: &PathAndQuery) -> Result<Target, InjectError> {
-    let names = [ACCESS_TOKEN, COMPONENT_TOKEN];
     let query = target.query().unwrap_or_default();
-    let placeholder = form_urlencoded::parse(query.as_bytes())
-        .any(|(name, value)| names.contains(&&*name) && account::is_placeholder(&value));
-    if placeholder {
-        inject::strip(target, &names).map(|left| Target::from(&left))
-    } else {
+    let holds_one = |name: &&str| {
+        form_urlencoded::parse(query.as_bytes())
+            .any(|(other, value)| other == **name && account::is_placeholder(&value))
+    };
+    // Each by itself: a component's own token goes on beside a placeholder that an SDK adds to every call.
+    let names: Vec<_> = [ACCESS_TOKEN, COMPONENT_TOKEN].into_iter().filter(holds_one).collect();
+    if names.is_empty() {
         Ok(target.into())
+    } else {
+        inject::strip(target, &names).map(|left| Target::from(&left))
     }
 }
 
@@ -314,6 +317,8 @@ mod tests {
         assert_eq!(written(&target).as_deref(), Ok("/sns/userinfo?openid=o"));
         let target = format!("/cgi-bin/component/x?component_access_token={placeholder}&a=1");
         assert_eq!(written(&target).as_deref(), Ok("/cgi-bin/component/x?a=1"));
+        let target = format!("/cgi-bin/user/get?component_access_token=c&access_token={placeholder}");
+        assert_eq!(written(&target).as_deref(), Ok("/cgi-bin/user/get?component_access_token=c"));
         for (target, action) in [
             ("/cgi-bin/user/get?component_access_token=c", Action::KeepUserToken),
             ("/cgi-bin/token?component_access_token=c", Action::AnswerToken),

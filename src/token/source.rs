@@ -22,6 +22,7 @@ pub use central::CentralSource;
 pub use egress::Egress;
 pub use errcode::{Class, FetchError};
 pub use follower::FollowerSource;
+pub use reply::parse_reply;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -179,6 +179,58 @@ async fn any_body_goes_a_second_time_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn whatever_the_body_and_however_it_comes_what_goes_again_is_what_came() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let refusal = json(r#"{"errcode":42001,"errmsg":"access_token expired"}"#);
+    for seed in 0..80_u64 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let most = [0, 1, 16, 4095, 4097, 20_000, 70_000, 300_000][rng.usize(..8)];
+        let length = rng.usize(..=most);
+        let body: Vec<u8> = (0..length).map(|_| rng.u8(..)).collect();
+        let mut request = b"POST /cgi-bin/x HTTP/1.1\r\nHost: a\r\n".to_vec();
+        if rng.bool() {
+            request.extend(format!("Content-Length: {length}\r\n\r\n").bytes());
+            request.extend_from_slice(&body);
+        } else {
+            request.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+            let mut rest = &body[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rng.usize(1..=rest.len().min(30_000)));
+                request.extend(format!("{:x}\r\n", now.len()).bytes());
+                request.extend_from_slice(now);
+                request.extend_from_slice(b"\r\n");
+                rest = later;
+            }
+            request.extend_from_slice(b"0\r\n\r\n");
+        }
+        // WeChat may know that the token is bad before it has the body.
+        let early = rng.bool();
+        upstream.play([if early { vec![Step::Say(refusal.clone().into())] } else { say(&refusal) }]);
+        let mut client = sidecar.connect().await;
+        let mut rest = &request[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rng.usize(1..=rest.len()));
+            client.send(now).await;
+            tokio::task::yield_now().await;
+            rest = later;
+        }
+        let reply = client.reply().await;
+        assert_eq!(
+            (reply.status, reply.header("x-wechat-sidecar-attempts")),
+            (200, Some("2")),
+            "{seed}: {reply:?}"
+        );
+        let seen = upstream.take_seen();
+        assert_eq!(seen.len(), 2, "{seed}");
+        // The first may have been ended early, but what came of it is the beginning of the same.
+        assert!(body.starts_with(&seen[0].body) && (early || seen[0].whole), "{seed}: {length} bytes");
+        assert!(seen[1].whole && seen[1].body == body, "{seed}: {length} bytes");
+        assert_ne!(seen[0].token(), seen[1].token(), "{seed}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_in_the_middle_of_an_upload_is_followed_by_all_of_it() {
     let upstream = RawUpstream::start().await;
     let sidecar = Sidecar::before(&upstream).await;

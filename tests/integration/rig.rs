@@ -5,6 +5,7 @@
 //! so that a defect fails a test instead of hanging it.
 
 mod client;
+pub(crate) mod faults;
 pub(crate) mod tls;
 mod upstream;
 

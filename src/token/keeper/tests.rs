@@ -3,6 +3,7 @@
 mod central;
 mod counted;
 mod log;
+mod model;
 mod shared;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -65,10 +65,15 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest a store may take for one thing. The calls that wait for a token have about 2 s.
 const STORE_PATIENCE: Duration = Duration::from_millis(500);
 /// While another replica holds the lease it is fetching: its token is news, and a lease that it left behind is found by
-/// asking again this often.
+/// asking again this often, at first...
 const LEASE_PAUSE: Duration = Duration::from_millis(100);
-/// A lease that is held for longer than a fetch may take is not waited for.
+/// ...and at last, since a fetch that takes so long takes longer.
+const LONGEST_LEASE_PAUSE: Duration = Duration::from_secs(1);
+/// A lease that is held for longer than a fetch may take is not waited for...
 const LEASE_PATIENCE: Duration = Duration::from_secs(12);
+/// ...but while WeChat is slow it may go from hand to hand, each of them with a fetch of its own. Nobody knows of it
+/// but by news that bring nothing new, so that long is waited in all.
+const LEASES_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one who never fetches waits for the others to do it.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(5);
 /// Where a fetch voids the token before it, one who cannot ask the store leaves a live token alone until its last
@@ -485,7 +490,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         if follows {
             self.spread(reason).await;
         }
-        let until = Instant::now() + if follows { FOLLOW_PATIENCE } else { LEASE_PATIENCE };
+        let began = Instant::now();
+        let mut until = began + if follows { FOLLOW_PATIENCE } else { LEASE_PATIENCE };
+        let mut pause = LEASE_PAUSE;
         while !self.store_is_out {
             if !follows {
                 let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
@@ -502,7 +509,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 }
                 break;
             }
-            let _ = timeout(LEASE_PAUSE, heard(&mut self.news)).await;
+            if timeout(pause, heard(&mut self.news)).await.is_ok() && !follows {
+                until = (Instant::now() + LEASE_PATIENCE).min(began + LEASES_PATIENCE);
+            }
+            pause = (pause * 2).min(LONGEST_LEASE_PAUSE);
             if let Some(token) = self.adoptable(reason).await {
                 return Right::Adopt(token);
             }

@@ -21,7 +21,10 @@ const ASSUMED_LIFE: i64 = 300;
 pub(super) const LONGEST_LIFE: i64 = 86_400;
 
 /// Reads one reply. The life counts from `asked_at`; the secret is only looked for, to keep it out of the error.
-pub(super) fn parse_reply(
+///
+/// # Errors
+/// What it says instead of a token, or that it makes no sense.
+pub fn parse_reply(
     status: StatusCode,
     body: &[u8],
     asked_at: Instant,
@@ -140,6 +143,8 @@ fn whole(number: f64) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::token::source::Class;
 
@@ -266,6 +271,61 @@ mod tests {
         ] {
             let told = parse(200, body).unwrap_err();
             assert!(!format!("{told:?}").contains("s3cr3t"), "{told:?}");
+        }
+    }
+
+    /// JSON, nearly JSON, and neither.
+    fn replies() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            8 => proptest::sample::select(vec![
+                "{", "}", "[", "]", ",", ":", "\"access_token\"", "\"expires_in\"", "\"errcode\"", "\"errmsg\"", "7200", "0",
+                "-1", "40125", "1e400", "null", "\"s3cr3t\"", "\"50_token\"", "\"\\u0000\"", "\u{feff}", " ", "\u{1}",
+                "{\"access_token\":\"50_token\",\"expires_in\":", "{\"errcode\":",
+            ]).prop_map(|text| text.as_bytes().to_vec()),
+            1 => proptest::collection::vec(any::<u8>(), 0..6),
+        ];
+        proptest::collection::vec(piece, 0..16).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_is_answered_is_a_sound_token_or_an_error_without_a_secret(
+            status in 100..600_u16, body in replies(),
+        ) {
+            match parse(status, &body) {
+                Ok(token) => {
+                    let life = token.expires_at() - token.fetched_at();
+                    prop_assert!((200..300).contains(&status));
+                    prop_assert!(life > Duration::ZERO && life <= Duration::from_secs(86_400));
+                    prop_assert!(!token.expose().is_empty() && token.expose().bytes().all(|b| b.is_ascii_graphic()));
+                    prop_assert!(String::from_utf8_lossy(&body).contains("access_token"));
+                }
+                Err(error) => {
+                    let told = format!("{error:?}");
+                    prop_assert!(!told.contains("s3cr3t") && !told.contains("50_token"), "{}", told);
+                    prop_assert!(!error.sentence.chars().any(char::is_control), "{}", told);
+                    prop_assert!(error.retry_after <= error.at_most && error.retry_after >= Duration::from_secs(1));
+                }
+            }
+        }
+
+        #[test]
+        fn a_token_survives_being_written_in_any_way_that_is_json(
+            value in "[!-~]{1,40}", life in 1..86_400_i64, quoted in any::<bool>(), space in "[ \n\t]{0,3}", twin in any::<bool>(),
+        ) {
+            let life_text = if quoted { format!("\"{life}\"") } else { life.to_string() };
+            let mut body = format!(
+                "{space}{{{space}\"expires_in\"{space}:{space}{life_text}{space},\"access_token\":{}{space}}}",
+                Value::from(value.clone())
+            );
+            if twin {
+                body = body.replacen('{', "{\"errcode\":0,\"errmsg\":\"ok\",\"rid\":{},", 1);
+            }
+            let token = parse(200, &body).unwrap();
+            prop_assert_eq!(token.expose(), value);
+            prop_assert_eq!(token.expires_at() - token.fetched_at(), Duration::from_secs(life as u64));
         }
     }
 }

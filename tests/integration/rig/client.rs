@@ -91,7 +91,8 @@ impl Reply {
 }
 
 impl RawClient {
-    pub(super) async fn connect(address: SocketAddr) -> Self {
+    /// One to this address.
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("the sidecar accepts");
         stream.set_nodelay(true).expect("a socket option");
         let (reading, writing) = stream.into_split();

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use wechat_sidecar::tls::ExtraRoots;
@@ -21,6 +21,11 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("a root"))
     }
 
+    /// It, in PEM.
+    pub(crate) fn pem(&self) -> String {
+        self.0.pem()
+    }
+
     /// What trusts it, read from a file as upstream_ca_file is.
     pub(crate) fn roots(&self) -> ExtraRoots {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
@@ -33,11 +38,6 @@ impl Authority {
         pin_of(self.0.der()).expect("a certificate")
     }
 
-    /// Its certificate, in PEM.
-    pub(crate) fn pem(&self) -> String {
-        self.0.pem()
-    }
-
     /// A certificate for these names and addresses, and its key, in PEM.
     pub(crate) fn certify(&self, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
@@ -48,8 +48,19 @@ impl Authority {
 
     /// A server that shows a certificate for `name`.
     pub(crate) fn server(&self, name: &str) -> Arc<ServerConfig> {
+        self.with(CertificateParams::new(vec![name.to_owned()]).expect("parameters"))
+    }
+
+    /// A server that shows a certificate for `name` whose time is over.
+    pub(crate) fn expired(&self, name: &str) -> Arc<ServerConfig> {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        params.not_before = date_time_ymd(2019, 1, 1);
+        params.not_after = date_time_ymd(2020, 1, 1);
+        self.with(params)
+    }
+
+    fn with(&self, params: CertificateParams) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
         let certificate = params.signed_by(&key, &self.0).expect("a certificate");
         let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
         let provider = Arc::new(rustls::crypto::ring::default_provider());

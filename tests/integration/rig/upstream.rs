@@ -255,6 +255,11 @@ impl RawUpstream {
         self.shared.log.borrow().bytes.iter().map(Vec::len).sum()
     }
 
+    /// Every byte so far, by connection.
+    pub(crate) fn all_bytes(&self) -> Vec<Vec<u8>> {
+        self.shared.log.borrow().bytes.clone()
+    }
+
     /// How many connections there were.
     pub(crate) fn connections(&self) -> usize {
         self.shared.log.borrow().bytes.len()

@@ -155,6 +155,24 @@ async fn a_lease_that_is_never_given_back_delays_a_fetch_by_as_long_as_one_may_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_that_goes_from_hand_to_hand_is_waited_for_in_all_its_hands() {
+    let wechat = WeChat::stable();
+    let store = Shared::default();
+    let first = store.lease().await.unwrap().unwrap();
+    let (keeper, _worker) = wechat.kept_in(store.clone());
+    // Two replicas whose fetches hang, one after the other: together that is longer than one may take.
+    sleep(secs(8)).await;
+    drop(first);
+    let second = store.lease().await.unwrap().unwrap();
+    sleep(secs(8)).await;
+    assert_eq!(wechat.fetches(), 0, "one fetch at a time");
+    drop(second);
+    let began = Instant::now();
+    keeper.token(secs(60)).await.unwrap();
+    assert!(began.elapsed() < secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_one_replica_fetches_the_others_serve_at_once() {
     let wechat = WeChat::classic();
     let store = Shared::default();
