@@ -8,6 +8,7 @@ pub mod cli;
 pub mod settings;
 
 mod file;
+mod manual;
 mod problem;
 mod reader;
 mod sources;

@@ -199,7 +199,7 @@ fn nonexistent(path: &Path, text: &str) -> Vec<String> {
 }
 
 /// The commands of the binary.
-const VERBS: &[&str] = &["run", "check", "wait", "simulate", "demo"];
+const VERBS: &[&str] = &["run", "check", "wait", "ca", "simulate", "demo", "man", "completions"];
 
 // How it is found.
 

@@ -99,6 +99,10 @@ pub enum Verb {
     Demo,
     /// A local CA, made or found.
     Ca,
+    /// The manual, a page a command.
+    Man,
+    /// What a shell completes.
+    Completions,
 }
 
 const SERVE: &[Verb] = &[Verb::Run, Verb::Check];
@@ -365,6 +369,15 @@ pub static SETTINGS: &[Setting] = &[
         kind: Kind::Duration(Duration::ZERO, Duration::from_secs(3600)),
         default: Fallback::Text("60s"),
         help: "How long to wait; 0s asks once",
+        forms: Forms::FlagOnly,
+        commands: &[Verb::Wait],
+    },
+    Setting {
+        key: "for",
+        value: "WHAT",
+        kind: Kind::OneOf(&["ready", "live"]),
+        default: Fallback::Text("ready"),
+        help: "What to wait for: ready (every account has a token), or live (it answers at all)",
         forms: Forms::FlagOnly,
         commands: &[Verb::Wait],
     },
