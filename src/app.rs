@@ -1,9 +1,9 @@
 //! The only wiring: [`App::bind`] takes every port, [`App::run`] starts the threads and ends them.
 //!
 //! Threads: one per worker, each with a runtime, a listener and upstream connections of its own, which serve calls;
-//! and the control thread, which runs everything that waits (keepers, the admin port). What a stop looks like: the
-//! listeners close, calls in flight finish within `grace_period`, what is left is cut; the control thread ends last,
-//! because a call that still runs may need a token.
+//! and the control thread, which runs everything that waits (keepers, the admin port). What a stop looks like: readiness
+//! says no, and after `drain_delay` the listeners close, calls in flight finish within `grace_period`, what is left is
+//! cut; the control thread ends last, because a call that still runs may need a token.
 
 pub mod reach;
 
@@ -20,9 +20,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::account::Account;
+use crate::admin::status::Overview;
 use crate::admin::{self, Admin};
 use crate::ca::{self, Identity};
 use crate::config::Config;
+use crate::metrics::Hub;
 use crate::proxy::Proxy;
 use crate::proxy::call::ReplayBudget;
 use crate::proxy::route::Routes;
@@ -170,16 +172,17 @@ impl App {
 
         let mut workers = Vec::new();
         let budget = ReplayBudget::new(config.proxy.replay_budget);
+        let hub = Hub::new(accounts.iter().map(|account| account.appid().clone()));
         for (n, listeners) in listeners.into_iter().enumerate() {
             let routes = Routes::new(accounts.clone()).speaking_for(config.hosts.clone());
             let (settings, upstream, budget) =
                 (config.proxy.clone(), config.upstream.clone(), budget.clone());
             let limits =
                 Limits { max_head: config.server.max_head, idle_timeout: config.upstream.idle_timeout };
-            let phase = watching.clone();
+            let (phase, tally) = (watching.clone(), hub.tally());
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
-                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget));
+                let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, tally));
                 let sweeping = Rc::clone(&proxy);
                 tokio::task::spawn_local(async move {
                     loop {
@@ -203,6 +206,10 @@ impl App {
                 Ok(())
             })?);
         }
+        let (quit, mut quitting) = mpsc::unbounded_channel();
+        let quit = config.admin.quit.then_some(quit);
+        let settings = config.in_force.clone();
+        let (used, limit) = (budget, config.proxy.replay_budget);
         let control = thread("control".to_owned(), ended, move || async move {
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
@@ -215,18 +222,43 @@ impl App {
                     }
                 });
             }
-            let admin_handler = Rc::new(Admin::new(accounts, watching));
+            let overview = Overview::new(accounts, hub, watching)
+                .with_settings(settings)
+                .with_replay_budget(limit, Box::new(move || used.used()));
+            let overview = Rc::new(overview);
+            let remembering = Rc::clone(&overview);
+            tokio::task::spawn_local(async move { remembering.remember().await });
+            let admin_handler = Rc::new(Admin::new(overview).with_quit(quit));
             server::serve(admin, Entry::Http, admin_handler, admin::LIMITS, control_watching).await
         })?;
 
         let mut outcome = Ok(());
+        let died = |name: String| {
+            Err(io::Error::other(format!(
+                "the thread {name} ended though nobody asked it to; this is a defect in wechat-sidecar"
+            )))
+        };
         tokio::select! {
-            () = shutdown => tracing::info!(
-                "stopping: no new connections; calls in flight have {} to finish", humantime::format_duration(config.grace_period)
-            ),
-            Some(name) = ending.recv() => {
-                outcome = Err(io::Error::other(format!("the thread {name} ended though nobody asked it to; this is a defect in wechat-sidecar")));
+            () = shutdown => {}
+            Some(()) = quitting.recv() => tracing::info!("POST /quit: stopping"),
+            Some(name) = ending.recv() => outcome = died(name),
+        }
+        if outcome.is_ok() && !config.drain_delay.is_zero() {
+            phase.send_replace(Phase::Leave);
+            tracing::info!(
+                "stopping: not ready from now on, so that nothing new is sent here; calls are taken for {} more",
+                humantime::format_duration(config.drain_delay)
+            );
+            tokio::select! {
+                () = tokio::time::sleep(config.drain_delay) => {}
+                Some(name) = ending.recv() => outcome = died(name),
             }
+        }
+        if outcome.is_ok() {
+            tracing::info!(
+                "stopping: no new connections; calls in flight have {} to finish",
+                humantime::format_duration(config.grace_period)
+            );
         }
         phase.send_replace(Phase::Drain);
         if tokio::time::timeout(config.grace_period, ended_all(&mut ending, workers.len())).await.is_err() {

@@ -8,6 +8,7 @@ pub mod cli;
 pub mod settings;
 
 mod file;
+mod in_force;
 mod manual;
 mod problem;
 mod reader;
@@ -62,8 +63,12 @@ pub struct Config {
     pub admin: admin::Config,
     /// What is logged and how.
     pub telemetry: telemetry::Config,
-    /// How long calls in flight may finish after a stop was asked for.
+    /// How long calls are still taken after a stop was asked for, while readiness says no.
+    pub drain_delay: Duration,
+    /// How long calls in flight may finish after that.
     pub grace_period: Duration,
+    /// The settings as they may be shown.
+    pub in_force: Vec<admin::status::InForce>,
     /// What works, but a person should know; for the log, once it is set up.
     pub warnings: Vec<String>,
 }
@@ -116,7 +121,9 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let idle_timeout = reader.duration("idle_timeout");
     let fetch_timeout = reader.duration("fetch_timeout");
     let token_wait = reader.duration("token_wait");
+    let drain_delay = reader.duration("drain_delay");
     let grace_period = reader.duration("grace_period");
+    let quit = reader.switch("quit_endpoint");
     let workers = workers(&mut reader);
     let replay_limit = reader.size("replay_limit");
     let replay_budget = reader.size("replay_budget");
@@ -189,14 +196,17 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
             hosts: hosts?,
             authority,
             accounts,
-            admin: admin::Config { listen: admin_listen? },
+            admin: admin::Config { listen: admin_listen?, quit: quit? },
             telemetry: telemetry?,
+            drain_delay: drain_delay?,
             grace_period: grace_period?,
+            in_force: Vec::new(),
             warnings: Vec::new(),
         })
     })();
     if let Some(config) = &mut config {
         config.warnings = std::mem::take(&mut reader.sources.warnings);
+        config.in_force = in_force::in_force(&reader.sources.values, &reader.sources.accounts, config);
         warn(config);
     }
     reader.finish(config)
@@ -250,7 +260,7 @@ fn accounts(reader: &mut Reader) -> Vec<account::Config> {
             accounts.push((account, at));
         }
     }
-    reader.sources.values = values;
+    (reader.sources.values, reader.sources.accounts) = (values, tables);
     accounts.into_iter().map(|(account, _)| account).collect()
 }
 

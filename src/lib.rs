@@ -14,7 +14,7 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
+//! [`error`], [`credentials`], [`origin`], [`hosts`], [`tls`], [`ca`], [`metrics`], [`telemetry`], [`signal`]. [`sim`] is WeChat itself,
 //! as far as we know it, for tests and laptops.
 
 pub mod account;
@@ -25,6 +25,7 @@ pub mod config;
 pub mod credentials;
 pub mod error;
 pub mod hosts;
+pub mod metrics;
 pub mod origin;
 pub mod proxy;
 pub mod server;

@@ -19,8 +19,10 @@ pub mod mask;
 pub mod record;
 pub mod reply;
 pub mod route;
+pub mod told;
 pub mod upstream;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
@@ -30,6 +32,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::error::{ATTEMPTS_HEADER, Cause, Failure};
+use crate::metrics::Tally;
 use crate::proxy::call::{Call, Limits, ReplayBudget, read_small};
 use crate::proxy::chronic::Chronic;
 use crate::proxy::inspect::{Inspector, Verdict};
@@ -63,6 +66,7 @@ pub struct Proxy {
     token_wait: Duration,
     host: HeaderValue,
     chronic: Chronic,
+    tally: Rc<Tally>,
 }
 
 /// What became of a call: WeChat's answer, or one of ours.
@@ -74,13 +78,22 @@ enum Answer {
 impl Handler for Proxy {
     type Body = Outbound;
 
+    fn opened(&self) {
+        self.tally.connection_opened();
+    }
+
+    fn closed(&self) {
+        self.tally.connection_closed();
+    }
+
     async fn handle(&self, request: Request<Incoming>, connection: &Connection) -> Response<Outbound> {
-        let mut record = Record::open(&request);
+        let mut record = Record::open(&request, &self.tally);
         let http10 = request.version() < Version::HTTP_11;
         match self.exchange(request, connection, &mut record).await {
             Ok(Answer::WeChats(reply, mask)) => Outbound::wechats(reply, mask, http10, connection, record),
             Ok(Answer::Ours(reply)) => Outbound::ours(reply, None, record),
             Err(failure) => {
+                record.failed(&failure);
                 tracing::debug!(cause = failure.cause.name(), "{}", failure.message);
                 Outbound::failure(&failure, record)
             }
@@ -89,9 +102,15 @@ impl Handler for Proxy {
 }
 
 impl Proxy {
-    /// A worker's proxy. `budget` is shared by all of them.
+    /// A worker's proxy. `budget` is shared by all of them; `tally` is this worker's own.
     #[must_use]
-    pub fn new(config: &Config, routes: Routes, upstream: Upstream, budget: ReplayBudget) -> Self {
+    pub fn new(
+        config: &Config,
+        routes: Routes,
+        upstream: Upstream,
+        budget: ReplayBudget,
+        tally: Tally,
+    ) -> Self {
         let limits = Limits {
             max_body: config.max_body,
             replay_limit: config.replay_limit,
@@ -99,7 +118,8 @@ impl Proxy {
             budget,
         };
         let host = upstream.config().origin.host_header();
-        Self { routes, upstream, limits, token_wait: config.token_wait, host, chronic: Chronic::default() }
+        let (token_wait, tally) = (config.token_wait, Rc::new(tally));
+        Self { routes, upstream, limits, token_wait, host, chronic: Chronic::default(), tally }
     }
 
     /// The way to WeChat, for the sweep of idle connections.
@@ -121,7 +141,7 @@ impl Proxy {
             self.routes.check_host(request.uri(), request.headers())?;
         }
         let mut route = self.routes.find(request.method(), request.uri())?;
-        record.account(route.account.appid());
+        record.route(route.account.appid(), route.action);
         match route.action {
             Action::AnswerToken => return self.answer_token(&route, request).await.map(Answer::Ours),
             Action::AnswerUnknownAppid => return Ok(Answer::Ours(answer::unknown_appid())),
@@ -134,7 +154,11 @@ impl Proxy {
                 let (head, body) = request.into_parts();
                 let body = read_small(body, credential::MAX_SECRET_BODY, self.limits.idle_timeout).await?;
                 match credential::into_body(&self.routes, &mut route, &body)? {
-                    Some(body) => Call::of(head, body, &self.host, &self.limits),
+                    Some(body) => {
+                        // It may name another account of ours.
+                        record.route(route.account.appid(), route.action);
+                        Call::of(head, body, &self.host, &self.limits)
+                    }
                     None => return Ok(Answer::Ours(answer::unknown_appid())),
                 }
             }

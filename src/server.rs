@@ -62,6 +62,8 @@ pub struct Limits {
 pub enum Phase {
     /// Connections are accepted.
     Serve,
+    /// They still are, but a stop was asked for: nothing new should be sent here.
+    Leave,
     /// No new connections; calls in flight finish.
     Drain,
     /// The grace period is over: what is left is cut.
@@ -73,6 +75,12 @@ pub trait Handler: 'static {
     /// The reply's body.
     type Body: http_body::Body<Data = bytes::Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + 'static;
+
+    /// A connection was accepted; for who counts them.
+    fn opened(&self) {}
+
+    /// It has ended.
+    fn closed(&self) {}
 
     /// Answers one request. Never fails: an error is a reply, too.
     fn handle(
@@ -92,9 +100,16 @@ struct State {
     reset: Cell<bool>,
     draining: Cell<bool>,
     tls: Cell<bool>,
+    peer: Cell<Option<SocketAddr>>,
 }
 
 impl Connection {
+    /// Who is at the other end, as far as this machine's network knows.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.0.peer.get()
+    }
+
     /// Whether the app speaks TLS to us, so that it believes to speak to the host it names.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -175,12 +190,15 @@ pub async fn serve<H: Handler>(
         // A small reply must not wait for the app's acknowledgement of the last one.
         let _ = stream.set_nodelay(true);
         let (handler, phase) = (Rc::clone(&handler), phase.clone());
+        let open = Open::new(&handler);
         match &entry {
             Entry::Http => {
-                connections.spawn_local(serve_connection(stream, handler, limits, phase));
+                let serving = serve_connection(stream, handler, limits, phase);
+                connections.spawn_local(async move { while_open(open, serving).await });
             }
             entry => {
-                connections.spawn_local(open_connection(stream, entry.clone(), handler, limits, phase));
+                let serving = open_connection(stream, entry.clone(), handler, limits, phase);
+                connections.spawn_local(async move { while_open(open, serving).await });
             }
         }
     };
@@ -212,6 +230,27 @@ pub async fn serve<H: Handler>(
         _ = phase.wait_for(|&phase| phase >= Phase::Cut) => {}
     }
     Ok(())
+}
+
+/// A connection that its handler knows to be open. Ends by drop.
+struct Open<H: Handler>(Rc<H>);
+
+impl<H: Handler> Open<H> {
+    fn new(handler: &Rc<H>) -> Self {
+        handler.opened();
+        Self(Rc::clone(handler))
+    }
+}
+
+impl<H: Handler> Drop for Open<H> {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
+}
+
+async fn while_open<H: Handler>(open: Open<H>, serving: impl Future<Output = ()>) {
+    serving.await;
+    drop(open);
 }
 
 /// The next connection of the queue, if one is there now.
@@ -271,6 +310,7 @@ async fn serve_connection<S: Wire, H: Handler>(
 ) {
     let connection = Connection::default();
     connection.0.tls.set(S::TLS);
+    connection.0.peer.set(stream.tcp().peer_addr().ok());
     let io = Guarded::new(AppSocket::new(stream, connection.clone(), limits.idle_timeout));
     let service = service_fn(|request| {
         let handler = Rc::clone(&handler);

@@ -3,12 +3,17 @@
 //! SECURITY: a bare level such as `trace` is for our own targets only. Other crates stay at `warn` unless a filter
 //! names them, because an HTTP library's trace output may show a URL with its token.
 
+mod repeats;
+
 use std::io::IsTerminal;
 
 use tracing::Dispatch;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+
+use repeats::Repeats;
+pub use repeats::left_out;
 
 /// The target of the access log: one line a call.
 pub const ACCESS: &str = "access";
@@ -107,7 +112,8 @@ pub fn dispatch<W>(config: &Config, colour: bool, writer: W) -> Result<Dispatch,
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let registry = tracing_subscriber::registry().with(parse_filter(&config.filter)?);
+    let registry =
+        tracing_subscriber::registry().with(parse_filter(&config.filter)?).with(Repeats::default());
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     Ok(match config.format {
         Format::Text => Dispatch::new(registry.with(lines.with_ansi(colour))),

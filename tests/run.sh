@@ -2,7 +2,7 @@
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
 # Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node,
-# nginx) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for packages.
+# nginx, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -53,6 +53,8 @@ tools() {
   need node nodejs
   need npm npm
   need nginx nginx-light
+  # For the page; the font is for people who look at its screenshots.
+  need chromium chromium fonts-wqy-microhei
   python3 -c 'import venv, ensurepip' 2> /dev/null || need 'venv of python3' python3-venv
 }
 
@@ -82,6 +84,7 @@ step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
+step "page" bash tests/page/run.sh "$target/release/wechat-sidecar" "$target/page"
 step "image" bash tests/image.sh "$target/release/wechat-sidecar"
 step "examples" bash tests/examples.sh "$target/release/wechat-sidecar"
 

@@ -151,6 +151,7 @@ impl Reading<'_> {
         let text = match value {
             DeValue::String(text) => text.as_ref().to_owned(),
             DeValue::Integer(number) if !quoted_only => number.to_string(),
+            DeValue::Boolean(yes) if setting.kind == Kind::Switch => yes.to_string(),
             other => {
                 let article =
                     if matches!(other, DeValue::Integer(_) | DeValue::Array(_)) { "an" } else { "a" };

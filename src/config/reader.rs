@@ -63,6 +63,10 @@ impl Reader {
         self.value(key, |text| values::count(text, least, most))
     }
 
+    pub(super) fn switch(&mut self, key: &str) -> Option<bool> {
+        self.value(key, values::switch)
+    }
+
     pub(super) fn path(&mut self, key: &str) -> Option<PathBuf> {
         let written = self.sources.values.get(key)?;
         take(&mut self.problems, key, written, |text| path(text, &written.place))

@@ -58,6 +58,8 @@ pub enum Kind {
     Size(u64, u64),
     /// A number, from and up to.
     Count(u64, u64),
+    /// `true` or `false`.
+    Switch,
 }
 
 /// What holds when nobody sets it.
@@ -161,7 +163,7 @@ pub static SETTINGS: &[Setting] = &[
         value: "ADDRESS:PORT",
         kind: Kind::Listen,
         default: Fallback::Text("127.0.0.1:7201"),
-        help: "Where the probes /livez and /readyz are",
+        help: "Where the status page, /metrics and the probes are",
         forms: Forms::All,
         commands: REACH,
     },
@@ -310,11 +312,29 @@ pub static SETTINGS: &[Setting] = &[
         commands: SERVE,
     },
     Setting {
+        key: "drain_delay",
+        value: "DURATION",
+        kind: Kind::Duration(Duration::ZERO, Duration::from_secs(3600)),
+        default: Fallback::Text("0s"),
+        help: "How long calls are still taken after a stop was asked for, while /readyz says no",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
         key: "grace_period",
         value: "DURATION",
         kind: Kind::Duration(Duration::ZERO, Duration::from_secs(3600)),
         default: Fallback::Text("30s"),
         help: "How long calls in flight may finish after a stop was asked for",
+        forms: Forms::All,
+        commands: SERVE,
+    },
+    Setting {
+        key: "quit_endpoint",
+        value: "SWITCH",
+        kind: Kind::Switch,
+        default: Fallback::Text("false"),
+        help: "Whether POST /quit on the admin port, from this machine, is a clean stop; for Jobs",
         forms: Forms::All,
         commands: SERVE,
     },

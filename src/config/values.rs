@@ -124,6 +124,11 @@ pub(super) fn one_of(text: &str, words: &[&str]) -> Parsed<usize> {
     })
 }
 
+/// Yes or no.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    one_of(text, &["false", "true"]).map(|index| index == 1)
+}
+
 /// Where tokens are kept.
 pub(super) fn store(text: &str) -> Parsed<()> {
     match text {
@@ -225,6 +230,7 @@ mod tests {
             Kind::Duration(least, most) => duration(text, least, most).map(drop),
             Kind::Size(least, most) => size(text, least, most).map(drop),
             Kind::Count(least, most) => count(text, least, most).map(drop),
+            Kind::Switch => switch(text).map(drop),
         }
     }
 

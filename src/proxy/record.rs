@@ -1,22 +1,26 @@
-//! One line a call: [`Record`] is opened when a request arrives and writes the access line when it is dropped,
-//! however the call ends: whole, cut, or left by the app.
+//! One line a call: [`Record`] is opened when a request arrives. When it is dropped it counts the call and writes the
+//! access line, however the call ends: whole, cut, or left by the app.
 //!
 //! SECURITY: of a query only the keys are written, never a value (`peers.md` 5, 15).
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode};
+use http::{HeaderName, Method, Request, StatusCode};
 use tokio::time::Instant;
 
 use crate::credentials::AppId;
-use crate::error::Cause;
-use crate::proxy::inject;
+use crate::error::{Cause, Failure};
+use crate::metrics::labels::{Action, Outcome, REFUSALS};
+use crate::metrics::{Ended, Tally};
+use crate::proxy::{inject, route, told};
 use crate::telemetry::ACCESS;
 
 /// What is known of a call so far.
 #[derive(Debug)]
 pub struct Record {
+    tally: Rc<Tally>,
     /// `None` when nobody listens: then a call costs no formatting.
     line: Option<Box<Line>>,
     started: Instant,
@@ -28,6 +32,11 @@ pub struct Record {
     pub attempts: u32,
     /// What WeChat said of the token, if it refused it: the first refusal's errcode.
     pub refused: Option<i64>,
+    account: usize,
+    action: Action,
+    /// What the reply says that the app gets.
+    errcode: Option<i64>,
+    looked: bool,
     head: Option<(StatusCode, Duration)>,
     cause: Option<Cause>,
     cut: Option<Cause>,
@@ -39,26 +48,38 @@ struct Line {
     method: Method,
     target: Option<PathAndQuery>,
     account: Option<AppId>,
+    rid: Option<String>,
+    trace: Option<String>,
 }
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 impl Record {
-    /// Opens the record of a request that has just come.
+    /// Opens the record of a request that has just come. `tally` is this worker's.
     #[must_use]
-    pub fn open<B>(request: &Request<B>) -> Self {
+    pub fn open<B>(request: &Request<B>, tally: &Rc<Tally>) -> Self {
         let line = tracing::enabled!(target: ACCESS, tracing::Level::INFO).then(|| {
+            let trace = request.headers().get(TRACEPARENT);
             Box::new(Line {
                 method: request.method().clone(),
                 target: request.uri().path_and_query().cloned(),
                 account: None,
+                rid: None,
+                trace: trace.and_then(|parent| told::trace_id(parent.as_bytes())).map(str::to_owned),
             })
         });
         Self {
+            tally: Rc::clone(tally),
             line,
             started: Instant::now(),
             upstream: Duration::ZERO,
             token_wait: Duration::ZERO,
             attempts: 0,
             refused: None,
+            account: tally.no_account(),
+            action: Action::None,
+            errcode: None,
+            looked: false,
             head: None,
             cause: None,
             cut: None,
@@ -66,10 +87,26 @@ impl Record {
         }
     }
 
-    /// Whose call it is.
-    pub fn account(&mut self, appid: &AppId) {
+    /// Whose call it is, and what it wants.
+    pub fn route(&mut self, appid: &AppId, action: route::Action) {
+        self.account = self.tally.account(appid);
+        self.action = match action {
+            route::Action::AppendToken => Action::AppendToken,
+            route::Action::AppendSecret(_) => Action::AppendSecret,
+            route::Action::KeepUserToken => Action::KeepUserToken,
+            route::Action::AnswerToken => Action::AnswerToken,
+            route::Action::AnswerUnknownAppid => Action::AnswerUnknownAppid,
+        };
         if let Some(line) = &mut self.line {
             line.account = Some(appid.clone());
+        }
+    }
+
+    /// The call ends with an error of ours.
+    pub fn failed(&mut self, failure: &Failure) {
+        // What the app did wrong is the app's to read.
+        if failure.cause.status().is_server_error() {
+            self.tally.trouble(failure.cause, self.account, &failure.message);
         }
     }
 
@@ -80,19 +117,68 @@ impl Record {
         self.cause = cause;
     }
 
+    /// A piece of the reply's body goes to the app. Only the first is looked at.
+    pub fn passed(&mut self, piece: &[u8]) {
+        if std::mem::replace(&mut self.looked, true) {
+            return;
+        }
+        self.errcode = told::errcode(piece);
+        if self.errcode.is_some_and(|code| code != 0)
+            && let Some(line) = &mut self.line
+        {
+            line.rid = told::rid(piece).map(str::to_owned);
+        }
+    }
+
     /// The reply's body ended before its end.
-    pub fn cut(&mut self, cause: Cause) {
-        self.cut = Some(cause);
+    pub fn cut(&mut self, failure: &Failure) {
+        self.cut = Some(failure.cause);
+        self.failed(failure);
     }
 
     /// The app has been given all of it.
     pub fn whole(&mut self) {
         self.whole = true;
     }
+
+    fn outcome(&self) -> Outcome {
+        if let Some(cause) = self.cause {
+            return Outcome::Ours(cause);
+        }
+        let Some((status, _)) = self.head else { return Outcome::Left };
+        if self.cut.is_some() {
+            return Outcome::Cut;
+        }
+        if !self.whole {
+            return Outcome::Left;
+        }
+        let errcode = self.errcode.unwrap_or_default();
+        if self.refused.is_some() {
+            let cured = self.attempts > 1 && !REFUSALS.contains(&errcode);
+            return if cured { Outcome::RefusedAndCured } else { Outcome::Refused };
+        }
+        if errcode != 0 || status.is_client_error() || status.is_server_error() {
+            return Outcome::WechatError;
+        }
+        Outcome::Ok
+    }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let whole = self.started.elapsed();
+        self.tally.call(&Ended {
+            account: self.account,
+            action: self.action,
+            outcome: self.outcome(),
+            errcode: self.errcode,
+            refused: self.refused,
+            replayed: self.attempts > 1,
+            whole,
+            upstream: (self.attempts > 0).then_some(self.upstream),
+            token_wait: Some(self.token_wait).filter(|waited| !waited.is_zero()),
+            own: self.head.map(|(_, own)| own),
+        });
         let Some(line) = &self.line else { return };
         let path = line.target.as_ref().map_or("-", PathAndQuery::path);
         let keys =
@@ -116,13 +202,16 @@ impl Drop for Record {
             keys,
             status,
             error = self.cause.map_or("-", Cause::name),
+            errcode = self.errcode,
+            rid = line.rid,
             refused = self.refused.unwrap_or(0),
             attempts = self.attempts,
             end,
-            ms = millis(self.started.elapsed()),
+            ms = millis(whole),
             upstream_ms = millis(self.upstream),
             token_ms = millis(self.token_wait),
             own_us = u64::try_from(own.as_micros()).unwrap_or(u64::MAX),
+            trace = line.trace,
             "call"
         );
     }

@@ -102,9 +102,14 @@ impl Body for Outbound {
         let this = &mut *self;
         let next = this.content.poll_frame(cx);
         if let Poll::Ready(next) = &next {
+            if let Some(Ok(frame)) = next
+                && let Some(piece) = frame.data_ref()
+            {
+                this.record.passed(piece);
+            }
             match next {
                 Some(Err(cut)) => {
-                    this.record.cut(cut.0.cause);
+                    this.record.cut(&cut.0);
                     tracing::warn!(cause = cut.0.cause.name(), "{}", cut.0.message);
                     if let Some(connection) = &this.ends_connection {
                         connection.reset_when_closed();

@@ -6,22 +6,27 @@
 //!
 //! A live token is served through every failure, a dead one never.
 
+mod counts;
 mod pacing;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::source::{FetchError, TokenSource};
+use super::source::{FetchError, Supplier, TokenSource};
 use super::store::TokenStore;
 use super::{Fingerprint, Token};
 use crate::credentials::AppId;
+use crate::metrics::trouble::Trouble;
 
+pub use counts::Counted;
+use counts::Counts;
 pub use worker::Worker;
 
 /// Why a fetch is made.
@@ -146,6 +151,14 @@ pub struct Status {
     pub failures: u64,
     /// Young tokens that were voided by someone else who fetches for this appid.
     pub foreign_rotations: u64,
+    /// What the worker has counted.
+    pub counted: Counted,
+    /// The source's name.
+    pub source: &'static str,
+    /// The store's name.
+    pub store: &'static str,
+    /// Where its tokens come from.
+    pub supplier: Supplier,
 }
 
 /// One account's token, as everyone but the worker sees it. Cheap to clone; on any thread.
@@ -154,6 +167,10 @@ pub struct TokenKeeper {
     appid: AppId,
     state: watch::Receiver<State>,
     asks: mpsc::Sender<Ask>,
+    counts: Arc<Counts>,
+    source: &'static str,
+    store: &'static str,
+    supplier: Supplier,
 }
 
 /// Tokens that were replaced and are remembered: WeChat takes the last one for five more minutes, and may speak of
@@ -223,8 +240,18 @@ impl TokenKeeper {
             foreign_rotations: 0,
         });
         let (asks, asked) = mpsc::channel(QUEUE);
-        let worker = Worker::new(appid.clone(), source, store, state, asked);
-        (Self { appid, state: read, asks }, worker)
+        let counts = Arc::new(Counts::default());
+        let keeper = Self {
+            appid: appid.clone(),
+            state: read,
+            asks,
+            counts: Arc::clone(&counts),
+            source: source.name(),
+            store: store.name(),
+            supplier: source.supplier(),
+        };
+        let worker = Worker::new(appid, source, store, state, asked, counts);
+        (keeper, worker)
     }
 
     /// The token to send, if there is one that lives and that no other replica had refused just now. One `watch`
@@ -286,7 +313,17 @@ impl TokenKeeper {
             fetches: state.fetches,
             failures: state.failures,
             foreign_rotations: state.foreign_rotations,
+            counted: self.counts.read(),
+            source: self.source,
+            store: self.store,
+            supplier: self.supplier,
         }
+    }
+
+    /// What went wrong of late, the newest last.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.counts.troubles.recent()
     }
 
     /// Waits until the worker has published something this clone has not waited for. `false` when it has stopped.

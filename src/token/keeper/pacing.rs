@@ -74,6 +74,11 @@ impl Refusals {
         }
     }
 
+    /// Until when refusals wait for their fetch, if they did of late.
+    pub(super) fn closed_until(&self) -> Option<Instant> {
+        self.closed_until
+    }
+
     /// A fetch begins because `token` was refused.
     pub(super) fn begin(&mut self, token: &Token) {
         let long_quiet = self.closed_until.is_some_and(|until| until.elapsed() > self.longest);

@@ -7,12 +7,14 @@
 //! The store decides which of two tokens is the newer one, since it alone sees every save; a store that lost the
 //! newest, by a restart or a failover, is given it again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::counts::{Asked, Counts};
 use super::pacing::{Backoff, Budget, ForceBudget, Refusals, due};
 use super::{Ask, REMEMBERED, Reason, Refresh, Refusal, Said, State};
 use crate::credentials::AppId;
@@ -28,6 +30,7 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     state: watch::Sender<State>,
     asks: mpsc::Receiver<Ask>,
     news: watch::Receiver<()>,
+    counts: Arc<Counts>,
     pace: Pace,
     /// Why the next round, if nobody asks for one before, will be.
     next_reason: Reason,
@@ -80,6 +83,13 @@ const TELL_FAILURE_AGAIN: Duration = Duration::from_secs(600);
 /// And someone else who fetches, after this long.
 const TELL_FOREIGN_AGAIN: Duration = Duration::from_secs(3600);
 
+/// The one message about someone else who fetches.
+const FOREIGN: &str = "someone else is fetching tokens for this appid: a token with life left was refused and WeChat \
+    issued another. Likely causes: another program with this AppSecret (an old server, a cron job, a laptop, a test \
+    environment, an SDK that fetches by itself), a call of the classic /cgi-bin/token, a force_refresh, a reset of the \
+    AppSecret. Remedy: let everything fetch through this sidecar; if you cannot find it, reset the AppSecret and give \
+    the new one to the sidecar only";
+
 /// What wakes the worker.
 enum Wake {
     /// A round is due, or someone asks for one.
@@ -121,6 +131,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         store: T,
         state: watch::Sender<State>,
         asks: mpsc::Receiver<Ask>,
+        counts: Arc<Counts>,
     ) -> Self {
         let (pace, news) = (source.pace(), store.news());
         Self {
@@ -130,6 +141,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state,
             asks,
             news,
+            counts,
             pace,
             next_reason: Reason::Startup,
             answer: Refresh::No("nothing was fetched yet".to_owned()),
@@ -193,8 +205,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         match self.look(None).await {
             Found::Nothing => None,
             Found::Better(token) => {
-                let adopted = self.publish(token, &Reason::News, "adopted a token from the store");
-                self.settle(Reason::News, Ok(Renewed::Brought(adopted)));
+                let adopted = self.adopt(token, &Reason::News);
+                self.settle(Reason::News, Ok(adopted));
                 None
             }
             Found::Refused { news } => {
@@ -233,18 +245,23 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return Ok(self.adopt(token, reason));
         }
         self.spread(reason).await;
-        let token = self.fetch(reason).await?;
+        let fetched = self.fetch(reason).await;
+        let token = fetched.inspect_err(|error| self.counts.fetch(reason, Err(error)))?;
         if let Some(ours) = self.newer_than(&token, reason) {
+            self.counts.fetch(reason, Ok(true));
             return Ok(Renewed::Brought(Refresh::Same(ours)));
         }
         self.notice_foreign_fetch(&token, reason);
         self.save(&token).await;
         let brought = self.publish(token, reason, "fetched a token");
+        self.counts.refreshed(reason, false);
+        self.counts.fetch(reason, Ok(matches!(brought, Refresh::Same(_))));
         drop(lease);
         Ok(Renewed::Brought(brought))
     }
 
     fn adopt(&mut self, token: Token, reason: &Reason) -> Renewed {
+        self.counts.refreshed(reason, true);
         Renewed::Brought(self.publish(token, reason, "adopted a token from the store"))
     }
 
@@ -253,6 +270,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.is_news = false;
         if std::mem::take(&mut self.governed) {
             self.refusals.end(matches!(renewed, Ok(Renewed::Brought(Refresh::Same(_)))));
+            self.counts.held_back(self.refusals.closed_until());
         }
         let (wait, failure) = match renewed {
             Ok(Renewed::Brought(brought)) => {
@@ -383,7 +401,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return Found::Nothing;
         }
         let loaded = timeout(STORE_PATIENCE, self.store.load()).await;
-        let Some(kept) = self.of_store(loaded) else { return Found::Nothing };
+        let Some(kept) = self.of_store(Asked::Load, loaded) else { return Found::Nothing };
         let Some(Kept { token, standing }) = kept else { return self.heal(ours).await };
         let newest = self.state.borrow().token.clone();
         let lost = newest.is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
@@ -429,9 +447,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         while !self.store_is_out {
             if !follows {
                 let leased = timeout(STORE_PATIENCE, self.store.lease()).await;
-                match self.of_store(leased) {
+                match self.of_store(Asked::Lease, leased) {
                     Some(Some(lease)) => return Right::Fetch(Some(lease)),
-                    Some(None) => {}
+                    Some(None) => self.counts.lease_held(),
                     None => break,
                 }
             }
@@ -457,7 +475,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             return;
         }
         let noted = timeout(STORE_PATIENCE, self.store.refuse(refused, self.is_news)).await;
-        self.of_store(noted);
+        self.of_store(Asked::Refuse, noted);
     }
 
     async fn fetch(&mut self, reason: &Reason) -> Result<Token, FetchError> {
@@ -491,7 +509,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
 
     async fn save(&mut self, token: &Token) {
         let saved = timeout(STORE_PATIENCE, self.store.save(token)).await;
-        self.unsaved = self.of_store(saved).is_none();
+        self.unsaved = self.of_store(Asked::Save, saved).is_none();
     }
 
     /// Makes `token` the one that is served, and says what that is to those who waited.
@@ -526,8 +544,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
     }
 
     /// A store's outcome, or `None` and a word about it when it failed or took too long.
-    fn of_store<R>(&mut self, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
+    fn of_store<R>(&mut self, asked: Asked, outcome: Result<Result<R, StoreError>, Elapsed>) -> Option<R> {
         let store = self.store.name();
+        self.counts.store(asked, matches!(outcome, Ok(Ok(_))));
         let why = match outcome {
             Ok(Ok(done)) => {
                 if std::mem::take(&mut self.store_failed) {
@@ -539,6 +558,13 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             Err(_) => format!("no answer within {STORE_PATIENCE:?}"),
         };
         self.store_is_out = true;
+        self.counts.troubles.tell(
+            "store",
+            Some(&self.appid),
+            &format!(
+                "the token store ({store}) fails: {why}; each replica fetches for itself until it works"
+            ),
+        );
         if !std::mem::replace(&mut self.store_failed, true) {
             tracing::warn!(
                 appid = %self.appid, store, error = why,
@@ -567,6 +593,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         });
         let (appid, class, errcode) = (&self.appid, failure.class.name(), failure.errcode);
         let (sentence, next_attempt_s) = (&failure.sentence, wait.as_secs());
+        self.counts.troubles.tell("token", Some(appid), sentence);
         if news {
             self.failure_told = Some((failure.class, failure.errcode, Instant::now()));
             tracing::warn!(%appid, class, errcode, %reason, next_attempt_s, "no token was fetched: {sentence}");
@@ -586,15 +613,12 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state.foreign_rotations += 1;
             times = state.foreign_rotations;
         });
+        self.counts.troubles.tell("foreign-rotation", Some(&self.appid), FOREIGN);
         if self.foreign_told.is_none_or(|at| at.elapsed() >= TELL_FOREIGN_AGAIN) {
             self.foreign_told = Some(Instant::now());
             tracing::warn!(
                 appid = %self.appid, token = %refused.fingerprint(), life_left_s = refused.remaining().as_secs(), times,
-                "someone else is fetching tokens for this appid: a token with life left was refused and WeChat issued \
-                 another. Likely causes: another program with this AppSecret (an old server, a cron job, a laptop, a test \
-                 environment, an SDK that fetches by itself), a call of the classic /cgi-bin/token, a force_refresh, a \
-                 reset of the AppSecret. Remedy: let everything fetch through this sidecar; if you cannot find it, reset \
-                 the AppSecret and give the new one to the sidecar only"
+                "{FOREIGN}"
             );
         }
     }
