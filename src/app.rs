@@ -32,8 +32,9 @@ use crate::proxy::upstream::Upstream;
 use crate::server::entry::{Entry, Tls};
 use crate::server::{self, Limits, Phase};
 use crate::token::keeper::{TokenKeeper, Worker};
+use crate::token::redis::Redis;
 use crate::token::source::Source;
-use crate::token::store::MemoryStore;
+use crate::token::store::{Store, Stores};
 
 /// How often a worker closes connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -50,7 +51,8 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, MemoryStore>>,
+    keepers: Vec<Worker<Source, Store>>,
+    redis: Option<Redis>,
 }
 
 /// Where it really listens.
@@ -141,17 +143,20 @@ impl App {
         // After the ports: one that is taken is the plainer news.
         reach::check(&config).map_err(BindError::Other)?;
 
+        let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
         for account in &config.accounts {
             let source = config.source_for(account);
             let source = Source::new(&source, account.appid.clone(), account.secret.clone())
                 .map_err(|error| BindError::Other(error.to_string()))?;
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, MemoryStore::new());
+            let store = stores.of(&account.appid, account.endpoint);
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
             accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
             keepers.push(worker);
         }
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers })
+        let redis = stores.redis().cloned();
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, redis })
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -165,7 +170,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, redis, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -211,6 +216,9 @@ impl App {
         let settings = config.in_force.clone();
         let (used, limit) = (budget, config.proxy.replay_budget);
         let control = thread("control".to_owned(), ended, move || async move {
+            if let Some(redis) = redis {
+                tokio::task::spawn_local(redis.run());
+            }
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }

@@ -13,6 +13,7 @@ mod manual;
 mod problem;
 mod reader;
 mod sources;
+mod store;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -53,6 +54,8 @@ pub struct Config {
     pub upstream: proxy::upstream::Config,
     /// What all accounts' token fetches have in common.
     pub source: Source,
+    /// Where tokens are kept.
+    pub store: token::store::Config,
     /// The hosts that calls may name.
     pub hosts: Hosts,
     /// Who certifies us to apps that speak TLS, if anyone does.
@@ -114,12 +117,12 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
     let hosts = hosts(&mut reader, origin.as_ref());
     let authority = authority(&mut reader, hosts.as_ref());
     let roots = roots(&mut reader);
-    reader.value("store", values::store);
     let telemetry = reader.telemetry();
     let connect_timeout = reader.duration("connect_timeout");
     let response_timeout = reader.duration("response_timeout");
     let idle_timeout = reader.duration("idle_timeout");
     let fetch_timeout = reader.duration("fetch_timeout");
+    let store = store::read(&mut reader, fetch_timeout);
     let token_wait = reader.duration("token_wait");
     let drain_delay = reader.duration("drain_delay");
     let grace_period = reader.duration("grace_period");
@@ -193,6 +196,7 @@ pub fn load(flags: Flags, env: impl IntoIterator<Item = (OsString, OsString)>) -
                 idle_timeout: idle_timeout?,
             },
             source: Source { origin, roots, connect_timeout, fetch_timeout: fetch_timeout? },
+            store: store?,
             hosts: hosts?,
             authority,
             accounts,
@@ -224,12 +228,17 @@ fn warn(config: &mut Config) {
     }
     config.warnings.extend(config.authority.iter().filter_map(|ca| ca.ends_soon().map(str::to_owned)));
     for account in config.accounts.iter().filter(|account| account.endpoint == Endpoint::Classic) {
+        let rule = match config.store {
+            token::store::Config::Memory => "run one replica, or use stable_token",
+            token::store::Config::Redis(_) => "give every replica this store",
+        };
         config.warnings.push(format!(
             "token_endpoint = token for {}: every fetch voids the token before it after five minutes, so nothing \
-             else may fetch tokens for this appid; run one replica, or use stable_token",
+             else may fetch tokens for this appid; {rule}",
             account.appid
         ));
     }
+    config.warnings.extend(store::warning(&config.store));
     let strangers =
         telemetry::parse_filter(&config.telemetry.filter).map(|filter| telemetry::loud_strangers(&filter));
     for target in strangers.unwrap_or_default() {

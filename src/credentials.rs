@@ -106,25 +106,29 @@ const MAX_SECRET_FILE: u64 = 4096;
 /// # Errors
 /// One sentence that names the path and the remedy, never the content.
 pub fn read_secret_file(path: &Path) -> Result<Secret, String> {
+    read_secret(path, "AppSecret")
+}
+
+/// Reads another secret than an AppSecret from a file; `what` says which, for the message.
+///
+/// # Errors
+/// As [`read_secret_file`].
+pub fn read_secret(path: &Path, what: &str) -> Result<Secret, String> {
     use std::io::Read;
     let shown = path.display();
     let file = std::fs::File::open(path)
         .map_err(|error| format!("{shown} cannot be read ({error}); check the path and its permissions"))?;
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(|error| {
-        format!("{shown} cannot be read ({error}); it must be a file that holds the AppSecret")
+        format!("{shown} cannot be read ({error}); it must be a file that holds the {what}")
     })?;
     if bytes.len() as u64 > MAX_SECRET_FILE {
-        return Err(format!(
-            "{shown} is larger than {MAX_SECRET_FILE} bytes; it must hold just the AppSecret"
-        ));
+        return Err(format!("{shown} is larger than {MAX_SECRET_FILE} bytes; it must hold just the {what}"));
     }
     let text = std::str::from_utf8(&bytes)
-        .map_err(|_| format!("{shown} is not text; it must hold just the AppSecret, on one line"))?;
+        .map_err(|_| format!("{shown} is not text; it must hold just the {what}, on one line"))?;
     Secret::parse(text).map_err(|reason| {
-        format!(
-            "the secret in {shown} cannot be used: {reason}; it must hold just the AppSecret, on one line"
-        )
+        format!("the secret in {shown} cannot be used: {reason}; it must hold just the {what}, on one line")
     })
 }
 

@@ -3,9 +3,11 @@
 //! `wake(Reason) → load → adopt? → lease → load again → adopt? → fetch → save → publish → release → sleep`
 //!
 //! One task per account walks that line ([`keeper`]) and is the only writer; every call reads what it published.
-//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share.
+//! [`source`] is the far side that issues tokens, [`store`] the far side replicas share, [`redis`] the way to one of
+//! those.
 
 pub mod keeper;
+pub mod redis;
 pub mod source;
 pub mod store;
 
@@ -158,7 +160,7 @@ pub(crate) fn percent_encode(value: &str) -> String {
 pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
-    fn of(value: &str) -> Self {
+    pub(crate) fn of(value: &str) -> Self {
         let digest = Sha256::digest(value.as_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);

@@ -2,7 +2,8 @@
 # Runs every check there is: `bash tests/run.sh`, from anywhere. CI runs this and nothing else that matters.
 #
 # Needs the Rust toolchain with rustfmt and clippy, and on Debian installs the rest (a C compiler, curl, Python, Node,
-# nginx, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and apt for packages.
+# nginx, Redis, Chromium) if it is missing and you are root. Nothing here asks the network, except cargo, pip, npm and
+# apt for packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin"
@@ -50,6 +51,8 @@ tools() {
   need python3 python3
   # For clients and SDKs that are not ours, and an upstream that is not ours.
   need openssl openssl
+  # For the store that replicas share.
+  need redis-server redis-server
   need node nodejs
   need npm npm
   need nginx nginx-light

@@ -441,7 +441,73 @@ fn bounds_hold() {
     ] {
         contains(&refused(line, &ENOUGH), &["There is 1 problem", "To fix it: "]);
     }
-    contains(&refused("--store redis://x", &ENOUGH), &["memory only"]);
+}
+
+#[test]
+fn a_store_on_redis_is_read_whole() {
+    let files = Files::new();
+    let key = files.write("keys", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n");
+    let password = files.write("password", "5ec2e7\n");
+    let of = |config: Config| match config.store {
+        token::store::Config::Redis(store) => *store,
+        token::store::Config::Memory => panic!("it is memory"),
+    };
+    let store = of(run("--store redis://me@127.0.0.1", &ENOUGH));
+    assert_eq!((store.prefix.as_str(), store.lease), ("wechat-sidecar", Duration::from_secs(12)));
+    assert!(store.seals.is_none() && !store.server.address.has_password());
+    let line = format!(
+        "--store unix:///run/redis.sock?db=2 --store-prefix a:b --fetch-timeout 20s --store-key-file {} --store-password-file {}",
+        key.display(),
+        password.display()
+    );
+    let store = of(run(&line, &ENOUGH));
+    assert_eq!((store.prefix.as_str(), store.lease), ("a:b", Duration::from_secs(22)));
+    assert!(store.seals.is_some() && store.server.address.has_password());
+    assert!(!format!("{store:?}").contains("5ec2e7"), "{store:?}");
+    let env = [ENOUGH[0], ENOUGH[1], ("WECHAT_SIDECAR_STORE", "rediss://me:5ec2e7@redis.example.com")];
+    let store = of(run("", &env));
+    assert!(store.server.address.has_password() && store.server.roots.is_none());
+}
+
+#[test]
+fn what_a_store_on_redis_cannot_be_is_told_without_its_password() {
+    let files = Files::new();
+    let file = |name: &str, text: &str| files.write(name, text).display().to_string();
+    let password = file("password", "5ec2e7");
+    let ca = file("ca", &ca_pem());
+    let broken = file("broken", "5ec2e7\n");
+    for (line, parts) in [
+        ("--store redis://me:5ec2e7@127.0.0.1".to_owned(), ["command line", "WECHAT_SIDECAR_STORE"]),
+        ("--store me:5ec2e7@127.0.0.1".to_owned(), ["no such store", "redis://host:6379"]),
+        ("--store redis:me:5ec2e7@127.0.0.1".to_owned(), ["no URL", "redis://host:6379"]),
+        ("--store unix:///s?user=me&pass=5ec2e7".to_owned(), ["query", "unix://user:password@/path"]),
+        ("--store rediss://127.0.0.1#insecure".to_owned(), ["insecure", "leave it out"]),
+        (format!("--store redis://127.0.0.1 --store-ca-file {ca}"), ["store_ca_file", "rediss://"]),
+        (
+            format!("--store redis://127.0.0.1 --store-key-file {broken}"),
+            ["line 1", "openssl rand -base64 32"],
+        ),
+        (
+            "--store redis://127.0.0.1 --store-password-file /nonexistent".to_owned(),
+            ["cannot be read", "permissions"],
+        ),
+        ("--store redis://127.0.0.1 --store-prefix {x}".to_owned(), ["store_prefix", "1 to 64"]),
+        (format!("--store-password-file {password}"), ["store is memory", "leave store_password_file out"]),
+        ("--store-prefix staging".to_owned(), ["store is memory", "leave store_prefix out"]),
+    ] {
+        contains(&refused(&line, &ENOUGH), &["There is 1 problem", parts[0], parts[1]]);
+    }
+    let env = [ENOUGH[0], ENOUGH[1], ("WECHAT_SIDECAR_STORE", "redis://:5ec2e7@127.0.0.1")];
+    let twice = refused(&format!("--store-password-file {password}"), &env);
+    contains(&twice, &["given twice", "environment variable WECHAT_SIDECAR_STORE", "keep one"]);
+}
+
+fn ca_pem() -> String {
+    let files = Files::new();
+    let folder = files.path("ca");
+    let hosts = Hosts::new(&Origin::parse("https://api.weixin.qq.com").unwrap(), Vec::new());
+    ca::make(&folder, &hosts).unwrap();
+    std::fs::read_to_string(folder.join(ca::CERTIFICATE)).unwrap()
 }
 
 #[test]
@@ -449,6 +515,8 @@ fn what_works_but_should_be_known_is_a_warning() {
     for (line, part) in [
         ("--listen 0.0.0.0:7200", "whoever reaches it can act as the account"),
         ("--token-endpoint token", "run one replica"),
+        ("--token-endpoint token --store redis://127.0.0.1", "give every replica this store"),
+        ("--store redis://redis.example.com", "use rediss://, or encrypt the token"),
         ("--log info,hyper=trace", "log opens hyper beyond info"),
     ] {
         let warnings = run(line, &ENOUGH).warnings;

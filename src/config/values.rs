@@ -10,6 +10,7 @@ use crate::credentials::{AppId, Secret};
 use crate::hosts;
 use crate::origin::Origin;
 use crate::telemetry;
+use crate::token::redis;
 
 /// Why a value cannot be used.
 #[derive(Debug)]
@@ -129,16 +130,29 @@ pub(super) fn switch(text: &str) -> Parsed<bool> {
     one_of(text, &["false", "true"]).map(|index| index == 1)
 }
 
-/// Where tokens are kept.
-pub(super) fn store(text: &str) -> Parsed<()> {
+/// Where tokens are kept: in memory, or at this address.
+pub(super) fn store(text: &str) -> Parsed<Option<redis::Address>> {
     match text {
-        "memory" => Ok(()),
-        _ if text.starts_with("redis://") || text.starts_with("rediss://") => Err(Refusal::new(
-            "this version keeps tokens in memory only, Redis is yet to come",
-            "leave store out; with token_endpoint = stable_token several replicas agree without a store",
-        )),
-        _ => Err(Refusal::new("there is no such store", "give memory, or leave it out")),
+        "memory" => Ok(None),
+        _ if redis::Address::is_meant(text) => redis::Address::parse(text).map(Some).map_err(|told| {
+            // SECURITY: what is written in an odd way may have its password where no one looks for it.
+            Refusal { hide: true, ..Refusal::from_sentence(&told) }
+        }),
+        _ => Err(Refusal {
+            hide: text.contains('@'),
+            ..Refusal::new("there is no such store", "give memory, or a Redis such as redis://host:6379")
+        }),
     }
+}
+
+/// What keys begin with: nothing that a Cluster, an ACL pattern or a shell would read as something else.
+pub(super) fn prefix(text: &str) -> Parsed<String> {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(sound) {
+        return Ok(text.to_owned());
+    }
+    let what = "it is not 1 to 64 characters of A-Z a-z 0-9 . _ : -";
+    Err(Refusal::new(what, "write something short, such as wechat-sidecar or staging"))
 }
 
 /// What is logged.
@@ -225,7 +239,8 @@ mod tests {
             Kind::Address => address(text).map(drop),
             Kind::Hosts => hosts(text).map(drop),
             Kind::OneOf(words) => one_of(text, words).map(drop),
-            Kind::Store => store(text),
+            Kind::Store => store(text).map(drop),
+            Kind::Prefix => prefix(text).map(drop),
             Kind::Filter => filter(text).map(drop),
             Kind::Duration(least, most) => duration(text, least, most).map(drop),
             Kind::Size(least, most) => size(text, least, most).map(drop),

@@ -1,8 +1,13 @@
-//! How replicas agree on a token: [`TokenStore`], what they share, and [`MemoryStore`], for a process that shares
-//! with nobody.
+//! How replicas agree on a token: [`TokenStore`], what they share; [`MemoryStore`], for a process that shares with
+//! nobody; [`redis`], for those that do. [`Store`] is the one that was configured.
 //!
 //! A store is a help, never a condition: the lease is advisory, and one that is down costs one extra fetch and no
 //! call.
+
+mod any;
+pub mod redis;
+
+pub use any::{Config, Lease, Store, Stores};
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
