@@ -41,6 +41,14 @@ pids+=("$!")
 until_found "Point a sidecar" "$work/sim"
 api="$(sed -n 's|^  API *http://\([^ ]*\).*|\1|p' "$work/sim")"
 
+WECHAT_SIDECAR_SECRET="$secret" "$binary" run --appid "$appid" --upstream "http://$api" --log-format json \
+  --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 2> "$work/run.log" &
+pids+=("$!")
+until_found '"listen":"' "$work/run.log"
+listen="$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/run.log")"
+admin="$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/run.log")"
+"$binary" wait --admin-listen "$admin" --timeout 30s > /dev/null || fail "the sidecar has no token"
+
 mkdir "$work/root"
 "$python" tests/examples/manifests.py "$binary" "http://$api" "$work/root" || fail "the manifests"
 
@@ -79,4 +87,19 @@ if command -v systemd-analyze > /dev/null; then
   fi
 else
   echo "SKIPPED: systemd-analyze is not here, so the unit was not verified"
+fi
+
+# One call of each kind, so that what counts them has counted.
+for path in get_api_domain_ip no-such-api; do
+  curl --silent --show-error --noproxy '*' --max-time 30 "http://$listen/cgi-bin/$path" > /dev/null || fail "no answer"
+done
+"$python" tests/examples/dashboard.py "http://$admin/metrics" "$work/queries.json" || fail "the dashboard and the alerts"
+if command -v promtool > /dev/null; then
+  promtool check rules "$work/queries.json" > "$work/promtool" 2>&1 || { cat "$work/promtool"; fail "the dashboard's queries"; }
+  promtool check rules examples/grafana/alerts.yaml > "$work/promtool" 2>&1 || { cat "$work/promtool"; fail "the alerts"; }
+  promtool test rules tests/examples/alerts.test.yaml > "$work/promtool" 2>&1 ||
+    { cat "$work/promtool"; fail "an alert fires when it should not, or does not when it should"; }
+  echo "promtool takes the queries and the alerts, and each alert fires when it should"
+else
+  echo "SKIPPED: promtool is not here (Debian: prometheus), so queries and alerts were not parsed"
 fi

@@ -2,6 +2,9 @@
 //! banned stays out. And holds what people read to what the code does: README and examples name only causes, settings
 //! and command lines that exist. The checks are functions on text, tested on bad samples, so that they can fail.
 
+#[path = "tidy/translation.rs"]
+mod translation;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
