@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use crate::credentials::{AppId, Secret, SecretOrigin};
@@ -29,8 +30,8 @@ pub struct Account(Arc<Inner>);
 
 struct Inner {
     appid: AppId,
-    secret: Secret,
-    encoded_secret: Zeroizing<String>,
+    /// Swapped as a whole, so that a call takes no lock for it.
+    secrets: ArcSwap<Secrets>,
     keeper: TokenKeeper,
     placeholder: String,
 }
@@ -39,8 +40,8 @@ impl Account {
     /// An account whose token `keeper` keeps.
     #[must_use]
     pub fn new(appid: AppId, secret: Secret, keeper: TokenKeeper) -> Self {
-        let encoded_secret = Zeroizing::new(percent_encode(secret.expose()));
-        Self(Arc::new(Inner { placeholder: placeholder(&appid), appid, secret, encoded_secret, keeper }))
+        let secrets = ArcSwap::from_pointee(Secrets { spelled: vec![Spelled::new(secret)] });
+        Self(Arc::new(Inner { placeholder: placeholder(&appid), appid, secrets, keeper }))
     }
 
     /// Its public name.
@@ -49,16 +50,15 @@ impl Account {
         &self.0.appid
     }
 
-    /// Its AppSecret.
+    /// Its AppSecret as it is now, and those before it.
     #[must_use]
-    pub fn secret(&self) -> &Secret {
-        &self.0.secret
+    pub fn secrets(&self) -> Arc<Secrets> {
+        self.0.secrets.load_full()
     }
 
-    /// Its AppSecret as it stands in a query. SECURITY: only for the wire to WeChat.
-    #[must_use]
-    pub fn encoded_secret(&self) -> &str {
-        &self.0.encoded_secret
+    /// Takes another AppSecret, for every call from now on.
+    pub fn replace_secret(&self, secret: Secret) {
+        self.0.secrets.store(Arc::new(self.secrets().followed_by(secret)));
     }
 
     /// Its token.
@@ -71,6 +71,65 @@ impl Account {
     #[must_use]
     pub fn placeholder(&self) -> &str {
         &self.0.placeholder
+    }
+}
+
+/// AppSecrets that were replaced and are remembered: WeChat may echo one in a reply that is still on its way.
+const REMEMBERED: usize = 4;
+
+/// An account's AppSecret, and those before it, for masking them where they would leak.
+pub struct Secrets {
+    /// The latest first.
+    spelled: Vec<Spelled>,
+}
+
+impl Secrets {
+    /// The one in force.
+    #[must_use]
+    pub fn current(&self) -> &Spelled {
+        &self.spelled[0]
+    }
+
+    /// All of them.
+    pub fn known(&self) -> impl Iterator<Item = &Spelled> {
+        self.spelled.iter()
+    }
+
+    fn followed_by(&self, secret: Secret) -> Self {
+        let before = self.spelled.iter().filter(|before| before.secret != secret).take(REMEMBERED).cloned();
+        Self { spelled: [Spelled::new(secret.clone())].into_iter().chain(before).collect() }
+    }
+}
+
+/// An AppSecret in both spellings. SECURITY: only for the wire to WeChat, and for masks.
+#[derive(Clone)]
+pub struct Spelled {
+    secret: Secret,
+    encoded: Zeroizing<String>,
+}
+
+impl Spelled {
+    fn new(secret: Secret) -> Self {
+        let encoded = Zeroizing::new(percent_encode(secret.expose()));
+        Self { secret, encoded }
+    }
+
+    /// The secret.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// As it is.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.secret.expose()
+    }
+
+    /// As it stands in a query.
+    #[must_use]
+    pub fn encoded(&self) -> &str {
+        &self.encoded
     }
 }
 

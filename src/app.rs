@@ -6,6 +6,7 @@
 //! cut; the control thread ends last, because a call that still runs may need a token.
 
 pub mod reach;
+mod reload;
 
 use std::fmt;
 use std::future::Future;
@@ -22,8 +23,10 @@ use tokio::task::JoinSet;
 use crate::account::Account;
 use crate::admin::status::Overview;
 use crate::admin::{self, Admin};
+use crate::app::reload::{Reload, SecretFile};
 use crate::ca::{self, Identity};
 use crate::config::Config;
+use crate::credentials::SecretOrigin;
 use crate::metrics::Hub;
 use crate::proxy::Proxy;
 use crate::proxy::call::ReplayBudget;
@@ -51,8 +54,10 @@ pub struct App {
     identity: Option<Arc<Identity>>,
     admin: std::net::TcpListener,
     accounts: Vec<Account>,
-    keepers: Vec<Worker<Source, Store>>,
+    keepers: Vec<Worker<Arc<Source>, Store>>,
     redis: Option<Redis>,
+    reload: Reload,
+    hangups: watch::Sender<()>,
 }
 
 /// Where it really listens.
@@ -146,17 +151,32 @@ impl App {
         let stores = Stores::new(&config.store);
         let mut accounts = Vec::new();
         let mut keepers = Vec::new();
+        let mut reload = Reload { identity: identity.clone(), ..Reload::default() };
+        // The upstream's and the sources' are one.
+        reload.roots.push(config.upstream.roots.clone());
         for account in &config.accounts {
             let source = config.source_for(account);
             let source = Source::new(&source, account.appid.clone(), account.secret.clone())
                 .map_err(|error| BindError::Other(error.to_string()))?;
+            let source = Arc::new(source);
             let store = stores.of(&account.appid, account.endpoint);
-            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), source, store);
-            accounts.push(Account::new(account.appid.clone(), account.secret.clone(), keeper));
+            let (keeper, worker) = TokenKeeper::new(account.appid.clone(), Arc::clone(&source), store);
+            let served = Account::new(account.appid.clone(), account.secret.clone(), keeper);
+            if let SecretOrigin::File(path) = &account.secret_origin {
+                reload.secrets.push(SecretFile::new(served.clone(), source, path.clone()));
+            }
+            accounts.push(served);
             keepers.push(worker);
         }
         let redis = stores.redis().cloned();
-        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, redis })
+        let hangups = watch::Sender::new(());
+        Ok(Self { config, addresses, listeners, identity, admin, accounts, keepers, redis, reload, hangups })
+    }
+
+    /// Whoever sends on this has secrets and certificates read again at once.
+    #[must_use]
+    pub fn hangups(&self) -> watch::Sender<()> {
+        self.hangups.clone()
     }
 
     /// The real addresses, also when port 0 was asked for.
@@ -170,7 +190,7 @@ impl App {
     /// # Errors
     /// A thread could not be started, or ended though nobody asked it to.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
-        let Self { config, listeners, identity, admin, accounts, keepers, redis, .. } = self;
+        let Self { config, listeners, identity, admin, accounts, keepers, redis, reload, hangups, .. } = self;
         let (phase, watching) = watch::channel(Phase::Serve);
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
@@ -222,6 +242,7 @@ impl App {
             for keeper in keepers {
                 tokio::task::spawn_local(keeper.run());
             }
+            tokio::task::spawn_local(reload.run(hangups.subscribe()));
             if let Some(identity) = identity {
                 tokio::task::spawn_local(async move {
                     loop {

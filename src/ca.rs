@@ -148,6 +148,7 @@ fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
 
 /// An authority that was read, and the hosts it is used for.
 pub struct Authority {
+    folder: PathBuf,
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
     hosts: Hosts,
@@ -193,7 +194,8 @@ impl Authority {
         let key = std::str::from_utf8(&key).ok().and_then(|pem| KeyPair::from_pem(pem).ok());
         let key = key.ok_or_else(|| format!("{} holds no key; {again}", key_file.display()))?;
         let issuer = Issuer::new(authority_params(&key), key);
-        let mut authority = Self { issuer, root, hosts: hosts.clone(), ends_soon: None };
+        let folder = folder.to_owned();
+        let mut authority = Self { folder, issuer, root, hosts: hosts.clone(), ends_soon: None };
         match authority.ends_by(now()) {
             Some(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
                 return Err(format!(
@@ -322,13 +324,14 @@ fn read_file(
 
 /// Who we are to an app that speaks TLS: one certificate for all hosts of the list, made anew from time to time.
 pub struct Identity {
-    authority: Arc<Authority>,
+    authority: RwLock<Arc<Authority>>,
+    hosts: Hosts,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("authority", &self.authority).finish_non_exhaustive()
+        f.debug_struct("Identity").field("hosts", &self.hosts).finish_non_exhaustive()
     }
 }
 
@@ -339,12 +342,13 @@ impl Identity {
     /// A sentence: it cannot be made.
     pub fn new(authority: Arc<Authority>) -> Result<Arc<Self>, String> {
         let current = RwLock::new(authority.certified_key()?);
-        Ok(Arc::new(Self { authority, current }))
+        let hosts = authority.hosts.clone();
+        Ok(Arc::new(Self { authority: RwLock::new(authority), hosts, current }))
     }
 
     /// Takes a new certificate, with a key of its own. To be called every [`RENEW`].
     pub fn renew(&self) {
-        match self.authority.certified_key() {
+        match self.authority().certified_key() {
             Ok(fresh) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh,
             // The old one is good for weeks, and this is tried again.
             Err(error) => {
@@ -353,10 +357,31 @@ impl Identity {
         }
     }
 
+    /// Reads the authority's folder again. Whether another one is there now, under which every connection from now on
+    /// is certified.
+    ///
+    /// # Errors
+    /// As [`Authority::read`]; everything stays as it was.
+    pub fn reread(&self) -> Result<bool, String> {
+        let before = self.authority();
+        let authority = Authority::read(&before.folder, &self.hosts)?;
+        if authority.root == before.root {
+            return Ok(false);
+        }
+        let fresh = authority.certified_key()?;
+        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authority);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(true)
+    }
+
+    fn authority(&self) -> Arc<Authority> {
+        Arc::clone(&self.authority.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The hosts it is for.
     #[must_use]
     pub fn hosts(&self) -> &Hosts {
-        &self.authority.hosts
+        &self.hosts
     }
 
     /// The server side of TLS 1.2 and 1.3 that shows it, speaking HTTP/1.1.

@@ -43,16 +43,13 @@ pub(crate) fn execute(invocation: Invocation) -> ExitCode {
 
 /// What a command that serves needs first: the log, and a stop by signal. The signals come before any port: from the
 /// moment something can call us, a SIGTERM must be a clean stop.
-fn prepare(telemetry: &telemetry::Config) -> Result<impl Future<Output = ()> + use<>, u8> {
+fn prepare(telemetry: &telemetry::Config) -> Result<signal::Shutdown, u8> {
     let told = |error: &str| {
         complain(error);
         1
     };
     telemetry::init(telemetry).map_err(|error| told(&error))?;
-    let shutdown = signal::install().map_err(|error| told(&format!("signals cannot be caught ({error})")))?;
-    Ok(async {
-        shutdown.requested().await;
-    })
+    signal::install().map_err(|error| told(&format!("signals cannot be caught ({error})")))
 }
 
 /// Prints a line for the person who asked. A closed pipe (`| head`) is no reason to fail.

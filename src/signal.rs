@@ -1,14 +1,14 @@
 //! When to stop: the first SIGTERM or SIGINT asks for a clean stop, a second one ends the process at once.
 //!
 //! A thread of its own listens, so that a second signal is heard even while the rest is stuck in its stop. SIGHUP
-//! is caught and does nothing yet: a terminal that closes must not end a sidecar.
+//! asks for files to be read again: a terminal that closes must not end a sidecar.
 
 use std::fmt;
 use std::io;
 use std::sync::mpsc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// A signal that asks to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +41,21 @@ impl fmt::Display for Stop {
 
 /// Handlers that are in place; the first signal is waited for with [`Shutdown::requested`].
 #[derive(Debug)]
-pub struct Shutdown(oneshot::Receiver<Stop>);
+pub struct Shutdown {
+    first: oneshot::Receiver<Stop>,
+    hangups: watch::Receiver<()>,
+}
 
 impl Shutdown {
+    /// Changes with every SIGHUP.
+    #[must_use]
+    pub fn hangups(&self) -> watch::Receiver<()> {
+        self.hangups.clone()
+    }
+
     /// Until the first SIGTERM or SIGINT, which it returns.
     pub async fn requested(self) -> Stop {
-        match self.0.await {
+        match self.first.await {
             Ok(stop) => stop,
             // The listening thread is gone without a word, so no signal will ever come.
             Err(_) => std::future::pending().await,
@@ -63,10 +72,11 @@ impl Shutdown {
 pub fn install() -> io::Result<Shutdown> {
     let (tell, first) = oneshot::channel();
     let (ready, installed) = mpsc::channel();
+    let (hang_up, hangups) = watch::channel(());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            match Signals::install() {
+            match Signals::install(hang_up) {
                 Ok(mut signals) => {
                     // The one who installs waits for this; it can only be gone with the process.
                     let _ = ready.send(Ok(()));
@@ -79,7 +89,7 @@ pub fn install() -> io::Result<Shutdown> {
         });
     })?;
     installed.recv().unwrap_or_else(|_| Err(io::Error::other("the signal thread ended at once")))?;
-    Ok(Shutdown(first))
+    Ok(Shutdown { first, hangups })
 }
 
 /// [`install`] and [`Shutdown::requested`] in one: done at the first SIGTERM or SIGINT.
@@ -102,14 +112,16 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    hang_up: watch::Sender<()>,
 }
 
 impl Signals {
-    fn install() -> io::Result<Self> {
+    fn install(hang_up: watch::Sender<()>) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            hang_up,
         })
     }
 
@@ -121,7 +133,7 @@ impl Signals {
                 come = self.interrupt.recv() => return come.map(|()| Stop::Interrupt),
                 come = self.hangup.recv() => {
                     come?;
-                    tracing::info!("SIGHUP does nothing; restart to change settings");
+                    self.hang_up.send_replace(());
                 }
             }
         }
@@ -157,7 +169,8 @@ mod tests {
         send.send(Stop::Terminate).await.unwrap();
         send.send(Stop::Interrupt).await.unwrap();
         listen(async || receive.recv().await, tell, |c| code = Some(c)).await;
-        assert_eq!(Shutdown(first).requested().await, Stop::Terminate);
+        let (_, hangups) = watch::channel(());
+        assert_eq!(Shutdown { first, hangups }.requested().await, Stop::Terminate);
         assert_eq!(code, Some(130));
         assert_eq!(Stop::Terminate.exit_code(), 143);
     }
@@ -174,6 +187,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let shutdown = install().unwrap();
         println!("\ninstalled");
+        let mut hangups = shutdown.hangups();
+        runtime.block_on(hangups.changed()).unwrap();
+        println!("hung up");
         println!("first {}", runtime.block_on(shutdown.requested()));
         // A stop that hangs: only a second signal ends it, and the machine that runs the test after a minute.
         std::thread::sleep(std::time::Duration::from_secs(60));
@@ -205,6 +221,7 @@ mod tests {
         let (mut child, mut out) = start_child();
         line_with(&mut out, "installed");
         kill(&child, "-HUP");
+        line_with(&mut out, "hung up");
         kill(&child, "-TERM");
         assert_eq!(line_with(&mut out, "first"), "first SIGTERM");
         kill(&child, "-INT");

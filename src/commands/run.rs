@@ -6,8 +6,8 @@ use wechat_sidecar::config::Config;
 use super::{PORT_TAKEN, complain, prepare};
 
 pub(super) async fn run(config: Config) -> u8 {
-    let stop = match prepare(&config.telemetry) {
-        Ok(stop) => stop,
+    let signals = match prepare(&config.telemetry) {
+        Ok(signals) => signals,
         Err(code) => return code,
     };
     // A call takes two files, and many systems start a process with 1024; the hard limit is what it may have.
@@ -42,6 +42,15 @@ pub(super) async fn run(config: Config) -> u8 {
     if let Some(tls) = addresses.tls {
         tracing::info!(tls_listen = %tls, "serving as api.weixin.qq.com, over TLS");
     }
+    let (hang_up, mut hangups) = (app.hangups(), signals.hangups());
+    tokio::spawn(async move {
+        while hangups.changed().await.is_ok() {
+            hang_up.send_replace(());
+        }
+    });
+    let stop = async {
+        signals.requested().await;
+    };
     match app.run(stop).await {
         Ok(()) => {
             tracing::info!("stopped");

@@ -8,8 +8,8 @@ use wechat_sidecar::sim::command::{SimulateOptions, run_command};
 use super::{PORT_TAKEN, complain, prepare, say};
 
 pub(super) async fn simulate(options: Simulate) -> u8 {
-    let stop = match prepare(&options.telemetry) {
-        Ok(stop) => stop,
+    let signals = match prepare(&options.telemetry) {
+        Ok(signals) => signals,
         Err(code) => return code,
     };
     let options = SimulateOptions {
@@ -21,6 +21,9 @@ pub(super) async fn simulate(options: Simulate) -> u8 {
         ca_out: options.ca_out,
         token_length: options.token_length,
         expires_in: options.expires_in.as_secs(),
+    };
+    let stop = async {
+        signals.requested().await;
     };
     match run_command(options, say, stop).await {
         Ok(()) => 0,

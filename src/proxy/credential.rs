@@ -51,6 +51,7 @@ fn append_secret(
 ) -> Result<PathAndQuery, InjectError> {
     // A placeholder that an SDK adds to every call has no place here (sdks.md 5: wechatpy on jscode2session).
     let target = inject::strip(target, &[ACCESS_TOKEN])?;
+    let secrets = account.secrets();
     let mut params = Vec::with_capacity(3);
     if form.wants_query(&target) {
         // An appid that is there is the account's: it chose it, and stays where it is. An empty one is none.
@@ -58,7 +59,7 @@ fn append_secret(
             params.push((APPID, account.appid().as_str()));
         }
         if let Some(name) = form.secret {
-            params.push((name, account.encoded_secret()));
+            params.push((name, secrets.current().encoded()));
         }
     }
     if let Some(token) = token {
@@ -143,12 +144,13 @@ pub fn into_body<'a>(
         route.account = account;
     }
     let account = route.account;
+    let secrets_held = account.secrets();
     let quoted = |value: &str| serde_json::Value::from(value).to_string();
     let mut edits = Vec::new();
     let mut added = String::new();
     for (name, there, value) in [
         (APPID, appids.first().filter(|_| named.is_none()), account.appid().as_str()),
-        (secret, secrets.first(), account.secret().expose()),
+        (secret, secrets.first(), secrets_held.current().expose()),
     ] {
         match there {
             Some(there) => {

@@ -7,17 +7,19 @@
 //! The first 1 MiB of a reply is looked at, and goes on as it comes: no more is held back than the end of a piece that
 //! could be the beginning of a credential.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
 
-use crate::account::Account;
+use crate::account::{Account, Secrets};
 use crate::token::Token;
 
-/// What must not be seen: an account's secret and its tokens, those it has had of late included, in every spelling
+/// What must not be seen: an account's secrets and its tokens, those it has had of late included, in every spelling
 /// they may come back in. Holds them as they are, not copies of them.
 #[derive(Clone)]
 pub struct Mask {
-    account: Account,
+    secrets: Arc<Secrets>,
     tokens: Vec<Token>,
 }
 
@@ -28,14 +30,14 @@ impl Mask {
     /// A mask for the secret and the tokens of `account`, as they are now: to be made when the reply is here.
     #[must_use]
     pub fn new(account: &Account) -> Self {
-        Self { account: account.clone(), tokens: account.keeper().known() }
+        Self { secrets: account.secrets(), tokens: account.keeper().known() }
     }
 
     fn needles(&self) -> impl Iterator<Item = &[u8]> {
         let spellings = |plain: &'_ str, encoded: &'_ str| plain != encoded;
-        let secret = (self.account.secret().expose(), self.account.encoded_secret());
+        let secrets = self.secrets.known().map(|secret| (secret.expose(), secret.encoded()));
         let tokens = self.tokens.iter().map(|token| (token.expose(), token.expose_encoded()));
-        std::iter::once(secret)
+        secrets
             .chain(tokens)
             .flat_map(move |(plain, encoded)| [Some(plain), spellings(plain, encoded).then_some(encoded)])
             .flatten()

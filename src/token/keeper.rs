@@ -320,6 +320,11 @@ impl TokenKeeper {
         }
     }
 
+    /// Keeps an error for people to read.
+    pub fn trouble(&self, kind: &'static str, sentence: &str) {
+        self.counts.troubles.tell(kind, Some(&self.appid), sentence);
+    }
+
     /// What went wrong of late, the newest last.
     #[must_use]
     pub fn troubles(&self) -> Vec<Trouble> {

@@ -10,6 +10,7 @@
 
 mod errcode;
 mod reply;
+mod secret;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +18,7 @@ pub use errcode::{Class, FetchError};
 
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ use http::header::{CONTENT_TYPE, HOST};
 use serde::Serialize;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
+
+use secret::SecretSlot;
 
 use super::{Token, percent_encode};
 use crate::credentials::{AppId, Secret};
@@ -94,6 +97,8 @@ pub struct Want<'a> {
     pub news: bool,
     /// Void whatever token there is: `force_refresh`, of which WeChat grants 20 a day. Only ever a person's wish.
     pub force: bool,
+    /// Prove the AppSecret that was [proposed](Source::propose_secret), if one was.
+    pub new_secret: bool,
 }
 
 /// A source on which something else keeps a hand, such as the one that learns of a new secret.
@@ -175,12 +180,13 @@ impl Source {
         })
     }
 
-    /// Takes another AppSecret, for every fetch from now on.
-    pub fn replace_secret(&self, secret: Secret) {
+    /// Has the next fetch for [`Want::new_secret`] try this AppSecret. It takes the place of the one in force when it
+    /// brings a token, and not before. `None` takes the proposal back.
+    pub fn propose_secret(&self, secret: Option<Secret>) {
         let client = match self {
             Self::Stable(StableSource(client)) | Self::Classic(ClassicSource(client)) => client,
         };
-        *client.secret.write().unwrap_or_else(PoisonError::into_inner) = secret;
+        client.secret.propose(secret);
     }
 }
 
@@ -228,7 +234,7 @@ impl TokenSource for StableSource {
     }
 
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret();
+        let secret = self.0.secret.get(want.new_secret);
         let question = Question {
             grant_type: "client_credential",
             appid: self.0.appid.as_str(),
@@ -278,8 +284,8 @@ impl TokenSource for ClassicSource {
     }
 
     /// Every fetch voids the token before it, so there is nothing to force.
-    async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {
-        let secret = self.0.secret();
+    async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
+        let secret = self.0.secret.get(want.new_secret);
         let target = Zeroizing::new(format!(
             "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
             self.0.appid,
@@ -297,7 +303,7 @@ struct Client {
     http: reqwest::Client,
     origin: Origin,
     appid: AppId,
-    secret: RwLock<Secret>,
+    secret: SecretSlot,
     connect_timeout: Duration,
     fetch_timeout: Duration,
 }
@@ -325,14 +331,10 @@ impl Client {
             http,
             origin: config.origin.clone(),
             appid,
-            secret: RwLock::new(secret),
+            secret: SecretSlot::new(secret),
             connect_timeout: config.connect_timeout,
             fetch_timeout: config.fetch_timeout,
         })
-    }
-
-    fn secret(&self) -> Secret {
-        self.secret.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -361,7 +363,9 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        reply::parse_reply(reply.status(), &body, asked_at, secret)
+        let token = reply::parse_reply(reply.status(), &body, asked_at, secret)?;
+        self.secret.proved(secret);
+        Ok(token)
     }
 
     /// What kept the request from being answered, in our own words.

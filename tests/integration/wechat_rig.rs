@@ -259,8 +259,11 @@ impl App {
 
     /// An answer of the admin port.
     pub(crate) async fn admin(&self, path: &str) -> Answer {
-        let uri: Uri = format!("http://{}{path}", self.at.admin).parse().unwrap();
-        self.send(Request::get(uri).body(Full::default()).unwrap()).await
+        self.send(Request::get(self.admin_url(path)).body(Full::default()).unwrap()).await
+    }
+
+    pub(crate) fn admin_url(&self, path: &str) -> Uri {
+        format!("http://{}{path}", self.at.admin).parse().unwrap()
     }
 
     pub(crate) async fn until_ready(&self) {

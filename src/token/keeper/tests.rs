@@ -1,5 +1,6 @@
 //! The keeper against a WeChat of a few lines, on a paused clock: days pass in milliseconds.
 
+mod counted;
 mod log;
 mod shared;
 

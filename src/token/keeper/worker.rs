@@ -173,7 +173,10 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 },
             };
             let renewed = self.renew(&reason).await;
-            self.settle(reason, renewed);
+            match (&reason, renewed) {
+                (Reason::SecretChange, Err(failure)) => self.keep_on(&failure),
+                (_, renewed) => self.settle(reason, renewed),
+            }
             if let Some(ask) = ask {
                 // The others who wait for this round are in the queue, and answered when the worker comes to them.
                 let _ = ask.reply.send(self.answer.clone());
@@ -302,6 +305,16 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             state.failures += u64::from(failure.is_some());
             state.failure = failure;
             state.next_at = Instant::now() + wait;
+        });
+    }
+
+    /// Ends a round that was to prove a new secret, and did not: everything else stays as it was.
+    fn keep_on(&mut self, failure: &FetchError) {
+        self.answer = Refresh::No(failure.sentence.clone());
+        self.state.send_modify(|state| {
+            (state.busy, state.suspect) = (false, false);
+            state.rounds += 1;
+            state.failures += 1;
         });
     }
 
@@ -491,7 +504,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         self.state.send_modify(|state| state.fetches += 1);
         self.fetched_at = Some(Instant::now());
         let force = matches!(reason, Reason::Operator { force: true });
-        let want = Want { refused: reason.refused(), news: self.is_news, force };
+        let new_secret = *reason == Reason::SecretChange;
+        let want = Want { refused: reason.refused(), news: self.is_news, force, new_secret };
         let token = self.source.fetch(want).await?;
         if !token.is_alive() {
             return Err(FetchError::transient("the token was dead before it arrived; it is asked again"));

@@ -114,11 +114,11 @@ async fn classic_token_is_asked_with_the_secret_escaped_in_the_query() {
 }
 
 #[tokio::test]
-async fn another_secret_is_used_from_the_next_fetch_on() {
+async fn a_proposed_secret_is_used_by_the_fetch_that_is_to_prove_it() {
     let (origin, asked) = answering(TOKEN).await;
     let source = source(Endpoint::Stable, &origin);
-    source.replace_secret(Secret::parse("another").unwrap());
-    source.fetch(Want::default()).await.unwrap();
+    source.propose_secret(Some(Secret::parse("another").unwrap()));
+    source.fetch(Want { new_secret: true, ..Want::default() }).await.unwrap();
     assert!(asked.await.unwrap().contains(r#""secret":"another""#));
 }
 
