@@ -12,6 +12,7 @@ mod admin_port;
 mod file;
 mod guards;
 mod in_force;
+mod manual;
 mod problem;
 mod reader;
 mod sources;

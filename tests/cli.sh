@@ -37,7 +37,7 @@ until_found() {
   fail "nobody said: $1"
 }
 
-for command in "" run check wait ca simulate demo; do
+for command in "" run check wait ca simulate demo man completions; do
   # shellcheck disable=SC2086 # No command is no word.
   expect 0 "help of '$command' is printed, with examples" "$binary" $command --help
   says Examples:
@@ -45,6 +45,43 @@ for command in "" run check wait ca simulate demo; do
 done
 expect 0 "the version is printed" "$binary" --version
 says "wechat-sidecar "
+
+# The manual and the completions come from the same definitions as the help, and are taken by what they are for.
+for command in "" run check wait ca simulate demo man completions; do
+  # shellcheck disable=SC2086 # No command is no word.
+  expect 0 "the manual has a page of '$command'" "$binary" man $command
+  says ".TH wechat-sidecar${command:+-$command} 1" ".SH NAME" ".SH SYNOPSIS" ".SH DESCRIPTION"
+  cp "$work/out" "$work/wechat-sidecar.1"
+  if command -v man > /dev/null; then
+    expect 0 "and man shows it without a warning" env MANWIDTH=100 LC_ALL=C.UTF-8 man --warnings -l "$work/wechat-sidecar.1"
+    [ ! -s "$work/err" ] || { cat "$work/err"; fail "man warns of it"; }
+  else
+    echo "SKIPPED: man is not here, so the page was not shown"
+  fi
+done
+expect 0 "the manual has a page of 'run'" "$binary" man run
+says '\fB\-\-secret\-file\fR' WECHAT_SIDECAR_SECRET
+expect 64 "there is no page of what there is not" "$binary" man banana
+for shell in bash zsh fish elvish powershell; do
+  expect 0 "completions for $shell are printed" "$binary" completions "$shell"
+  says secret-file completions simulate
+  ! grep --quiet --extended-regexp -- "--secret( |'|\"|\[|\$)" "$work/out" || fail "they offer the secret as a flag"
+  cp "$work/out" "$work/completions.$shell"
+  case "$shell" in bash | zsh | fish) ;; *) continue ;; esac
+  if command -v "$shell" > /dev/null; then
+    expect 0 "and $shell can read them" "$shell" -n "$work/completions.$shell"
+  else
+    echo "SKIPPED: $shell is not here, so it did not read them"
+  fi
+done
+expect 0 "bash completes a flag" bash -c "set -e; source '$work/completions.bash'
+  completer=\$(complete -p wechat-sidecar | sed 's/.* -F \([^ ]*\).*/\1/')
+  COMP_WORDS=(wechat-sidecar run --secret-f) COMP_CWORD=2
+  \$completer wechat-sidecar --secret-f run
+  printf '%s\n' \"\${COMPREPLY[@]}\""
+says --secret-file
+expect 64 "a shell nobody knows is refused, with those that are known" "$binary" completions tcsh
+says bash zsh fish
 
 expect 64 "all bad settings are told at once" \
   env WECHAT_SIDECAR_APPID=wx/.. WECHAT_SIDECAR_TOKEN_WAIT=soon WECHAT_SIDECAR_BANANA=1 \
@@ -87,6 +124,7 @@ until_found '"listen":"' "$work/run.log"
 listen="$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/run.log")"
 admin="$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/run.log")"
 expect 0 "wait ends when the sidecar is ready" "$binary" wait --admin-listen "$admin" --timeout 30s
+expect 0 "and when it is live" "$binary" wait --for live --admin-listen "$admin" --timeout 30s
 
 # call TITLE CURL-OPTIONS...: a message, sent without a token.
 call() {

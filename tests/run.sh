@@ -58,6 +58,8 @@ tools() {
   need nginx nginx-light
   # For the page; the font is for people who look at its screenshots.
   need chromium chromium fonts-wqy-microhei
+  # For the alert rules and the dashboard's queries.
+  need promtool prometheus
   python3 -c 'import venv, ensurepip' 2> /dev/null || need 'venv of python3' python3-venv
 }
 

@@ -2,6 +2,9 @@
 //! banned stays out. And holds what people read to what the code does: README and examples name only causes, settings
 //! and command lines that exist. The checks are functions on text, tested on bad samples, so that they can fail.
 
+#[path = "tidy/translation.rs"]
+mod translation;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -210,7 +213,9 @@ fn nonexistent(path: &Path, text: &str) -> Vec<String> {
         }
     }
     for line in text.lines() {
-        let words: Vec<_> = line.split_whitespace().skip_while(|word| word.contains('=')).collect();
+        let words = line.split_whitespace().skip_while(|word| word.contains('='));
+        // What the shell makes of the rest is not the command's.
+        let words: Vec<_> = words.take_while(|word| !["|", ">", "&&", "&"].contains(word)).collect();
         let command = match words.as_slice() {
             [program, rest @ ..] if program.ends_with("/wechat-sidecar") || *program == "wechat-sidecar" => {
                 rest
@@ -229,7 +234,7 @@ fn nonexistent(path: &Path, text: &str) -> Vec<String> {
 }
 
 /// The commands of the binary.
-const VERBS: &[&str] = &["run", "check", "wait", "simulate", "demo"];
+const VERBS: &[&str] = &["run", "check", "wait", "ca", "simulate", "demo", "man", "completions"];
 
 // How it is found.
 
@@ -574,6 +579,7 @@ fn what_is_told_wrongly_is_found() {
         "wechat-sidecar run --listne 127.0.0.1:0",
         "target/release/wechat-sidecar wait --timeot 1s",
         "A=b cargo run --release -- demo --fast",
+        "wechat-sidecar man walk | man -l -",
     ] {
         assert_eq!(found(bad), 1, "{bad}");
     }
@@ -583,6 +589,7 @@ fn what_is_told_wrongly_is_found() {
         "  wechat-sidecar:",
         "wechat-sidecar is a proxy",
         "/usr/local/bin/wechat-sidecar",
+        "wechat-sidecar completions bash > wechat-sidecar.bash && source wechat-sidecar.bash",
     ] {
         assert_eq!(found(good), 0, "{good}");
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wechat_sidecar::config::cli::Wait;
+use wechat_sidecar::config::cli::{Probe, Wait};
 
 use super::{complain, say};
 
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) async fn wait(options: &Wait) -> u8 {
-    let url = format!("http://{}/readyz", options.admin);
+    let url = format!("http://{}{}", options.admin, options.probe.path());
     let client = match super::local_client(PATIENCE) {
         Ok(client) => client,
         Err(error) => {
@@ -26,7 +26,10 @@ pub(super) async fn wait(options: &Wait) -> u8 {
     loop {
         let last = match ask(&client, &url).await {
             Ok(()) => {
-                say("ready");
+                say(match options.probe {
+                    Probe::Ready => "ready",
+                    Probe::Live => "live",
+                });
                 return 0;
             }
             Err(reason) => reason,

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
 
 use super::problem::{Place, Problem, Problems, shown};
 use super::reader::Reader;
 use super::settings::{self, Setting, Verb};
 use super::sources::Flags;
-use super::{Config, load, values};
+use super::{Config, load, manual, values};
 use crate::credentials::{AppId, Secret};
 use crate::hosts::Hosts;
 use crate::telemetry;
@@ -42,6 +43,28 @@ pub struct Wait {
     pub admin: SocketAddr,
     /// How long at most; zero asks once.
     pub timeout: Duration,
+    /// What for.
+    pub probe: Probe,
+}
+
+/// What `wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Every account has a token.
+    Ready,
+    /// It answers at all.
+    Live,
+}
+
+impl Probe {
+    /// Where the admin port answers it.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Ready => "/readyz",
+            Self::Live => "/livez",
+        }
+    }
 }
 
 /// What `simulate` needs to know.
@@ -86,7 +109,7 @@ pub struct Ca {
 /// Nothing is to be run: print and exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Help or the version: for standard output, and exit code 0.
+    /// Help, the version, the manual or completions: for standard output, and exit code 0.
     Told(String),
     /// Bad arguments or settings: for standard error, and exit code 64.
     Refused(String),
@@ -131,6 +154,12 @@ pub fn parse(
     };
     let flags = flags(*verb, matches);
     match verb {
+        Verb::Man => return Err(Stop::Told(manual::page(public(), matches.get_one(COMMAND)))),
+        Verb::Completions => {
+            // clap sees to it that there is one.
+            let shell = matches.get_one::<Shell>(SHELL).copied().unwrap_or(Shell::Bash);
+            return Err(Stop::Told(manual::completions(public(), shell)));
+        }
         Verb::Run => load(flags, env).map(|config| Invocation::Run(Box::new(config))),
         Verb::Check => load(flags, env).map(|config| Invocation::Check(Box::new(config))),
         Verb::Wait => wait(flags, env).map(Invocation::Wait),
@@ -141,14 +170,20 @@ pub fn parse(
     .map_err(|problems| Stop::Refused(problems.to_string()))
 }
 
-const VERBS: [(Verb, &str); 6] = [
+const VERBS: [(Verb, &str); 8] = [
     (Verb::Run, "run"),
     (Verb::Check, "check"),
     (Verb::Wait, "wait"),
     (Verb::Ca, "ca"),
     (Verb::Simulate, "simulate"),
     (Verb::Demo, "demo"),
+    (Verb::Man, "man"),
+    (Verb::Completions, "completions"),
 ];
+
+/// The arguments without dashes: which command `man` is about, and for which shell `completions` are.
+const COMMAND: &str = "command";
+const SHELL: &str = "shell";
 
 /// `run` is what is meant when no command is named: `wechat-sidecar --appid wx…`.
 fn with_verb(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -183,6 +218,10 @@ fn wait(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Wait, Proble
     let mut reader = Reader::new(Verb::Wait, flags, env);
     let admin = reader.listen("admin_listen");
     let timeout = reader.duration("timeout");
+    let probe = reader.value("for", |text| match values::one_of(text, &["ready", "live"])? {
+        0 => Ok(Probe::Ready),
+        _ => Ok(Probe::Live),
+    });
     if admin.is_some_and(|admin| admin.port() == 0) {
         let mut problem = Problem::new(
             "admin_listen",
@@ -193,7 +232,8 @@ fn wait(flags: Flags, env: impl IntoIterator<Item = Env>) -> Result<Wait, Proble
         problem.value = admin.map(|admin| shown(&admin.to_string()));
         reader.problems.push(problem);
     }
-    let wait = admin.zip(timeout).map(|(admin, timeout)| Wait { admin: reachable(admin), timeout });
+    // A closure, for its `?`: whatever is missing has left a problem.
+    let wait = (|| Some(Wait { admin: reachable(admin?), timeout: timeout?, probe: probe? }))();
     reader.finish(wait)
 }
 
@@ -267,6 +307,17 @@ or name a file that holds it with --secret-file.";
 /// The whole command line, for parsing and for the help.
 #[must_use]
 pub fn command() -> Command {
+    // SECURITY: `--secret` is known, so that whoever tries it is told why not, and its value is taken along, so that
+    // no message about a stray argument shows it.
+    let secret = Arg::new("secret").long("secret").hide(true).num_args(0..=1).action(ArgAction::Append);
+    public().mut_subcommands(|command| match command.get_name() {
+        "run" | "check" => command.arg(secret.clone()),
+        _ => command,
+    })
+}
+
+/// What of it is for people to write.
+fn public() -> Command {
     Command::new("wechat-sidecar")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Puts the current access_token into your app's WeChat calls")
@@ -309,8 +360,7 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
                  [[account]]\n  \
                  appid = \"wxfedcba9876543210\"\n  \
                  secret_file = \"second.secret\""
-            ))
-            .arg(hidden_secret()),
+            )),
         Verb::Check => command
             .about("Checks the settings, fetches a token once, explains what it finds, and exits")
             .after_help(format!(
@@ -319,8 +369,7 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
                  wechat-sidecar check --config sidecar.toml\n  \
                  export WECHAT_SIDECAR_SECRET=0123456789abcdef0123456789abcdef\n  \
                  wechat-sidecar check --appid wx0123456789abcdef"
-            ))
-            .arg(hidden_secret()),
+            )),
         Verb::Wait => command
             .about("Waits until a running sidecar is ready: exit code 0 when it is, 1 when time is up")
             .after_help(
@@ -328,7 +377,8 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
                  WECHAT_SIDECAR_CONFIG, so that both processes can share their settings.\n\n\
                  Examples:\n  \
                  wechat-sidecar wait --timeout 30s\n  \
-                 wechat-sidecar wait --admin-listen 127.0.0.1:7201 --timeout 0s",
+                 wechat-sidecar wait --admin-listen 127.0.0.1:7201 --timeout 0s\n  \
+                 wechat-sidecar wait --for live --timeout 0s",
             ),
         Verb::Ca => command
             .about("Makes a local CA for apps that only call https://api.weixin.qq.com, and says how to trust it")
@@ -355,6 +405,34 @@ fn subcommand(verb: Verb, name: &'static str) -> Command {
         Verb::Demo => command
             .about("Runs a sidecar and a simulated WeChat together, with nothing to set up, for a first look")
             .after_help("Examples:\n  wechat-sidecar demo\n  wechat-sidecar demo --log debug"),
+        Verb::Man => command
+            .about("Prints a page of the manual: the overview, or the page of one command")
+            .after_help(
+                "Examples:\n  \
+                 wechat-sidecar man | man -l -\n  \
+                 wechat-sidecar man run > /usr/local/share/man/man1/wechat-sidecar-run.1",
+            )
+            .arg(
+                Arg::new(COMMAND)
+                    .value_name("COMMAND")
+                    .help("Whose page; without it, the overview")
+                    .value_parser(VERBS.map(|(_, name)| name)),
+            ),
+        Verb::Completions => command
+            .about("Prints what a shell needs to complete commands and flags")
+            .after_help(
+                "Examples:\n  \
+                 wechat-sidecar completions bash > /etc/bash_completion.d/wechat-sidecar\n  \
+                 wechat-sidecar completions zsh > /usr/local/share/zsh/site-functions/_wechat-sidecar\n  \
+                 wechat-sidecar completions fish > ~/.config/fish/completions/wechat-sidecar.fish",
+            )
+            .arg(
+                Arg::new(SHELL)
+                    .value_name("SHELL")
+                    .help("The shell it is for")
+                    .required(true)
+                    .value_parser(value_parser!(Shell)),
+            ),
     }
 }
 
@@ -364,10 +442,4 @@ fn arg(setting: &'static Setting) -> Arg {
         .value_name(setting.value)
         .help(setting.help_text())
         .action(ArgAction::Set)
-}
-
-/// SECURITY: `--secret` is known, so that whoever tries it is told why not, and its value is taken along, so that
-/// no message about a stray argument shows it.
-fn hidden_secret() -> Arg {
-    Arg::new("secret").long("secret").hide(true).num_args(0..=1).action(ArgAction::Append)
 }

@@ -135,6 +135,10 @@ pub enum Verb {
     Demo,
     /// A local CA, made or found.
     Ca,
+    /// The manual, a page a command.
+    Man,
+    /// What a shell completes.
+    Completions,
 }
 
 const SERVE: &[Verb] = &[Verb::Run, Verb::Check];

@@ -554,6 +554,26 @@ fn a_config_never_prints_its_secret() {
 }
 
 #[test]
+fn the_manual_and_completions_are_printed_and_offer_no_secret() {
+    let told = |line: &str| match invoke(line, &[]) {
+        Err(Stop::Told(text)) => text,
+        other => panic!("{line}: {other:?}"),
+    };
+    contains(&told("man"), &[".TH wechat-sidecar 1", "wechat\\-sidecar\\-run(1)"]);
+    for sub in command().get_subcommands() {
+        let page = told(&format!("man {}", sub.get_name()));
+        contains(&page, &[&format!(".TH wechat-sidecar-{} 1", sub.get_name()), ".SH DESCRIPTION"]);
+        assert!(!page.contains("\\-\\-secret\\fR"), "{page}");
+    }
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = told(&format!("completions {shell}"));
+        assert!(script.contains("secret-file") && !script.contains("--secret "), "{shell}");
+    }
+    contains(&refused("man banana", &[]), &["banana", "completions"]);
+    contains(&refused("completions", &[]), &["<SHELL>"]);
+}
+
+#[test]
 fn wait_needs_the_admin_port_only() {
     let wait = |line: &str, env: &[(&str, &str)]| match invoke(line, env) {
         Ok(Invocation::Wait(wait)) => (wait.admin.to_string(), wait.timeout.as_secs()),
@@ -570,6 +590,14 @@ fn wait_needs_the_admin_port_only() {
     contains(&refused("wait --admin-listen 127.0.0.1:0", &[]), &["127.0.0.1:0", "the sidecar logged"]);
     contains(&refused(&format!("wait {}", files.toml("admin_listen = true")), &[]), &["It is a boolean"]);
     contains(&refused("wait --config /nonexistent", &[]), &["cannot be read"]);
+    for (line, path) in [("wait", "/readyz"), ("wait --for ready", "/readyz"), ("wait --for live", "/livez")]
+    {
+        assert!(
+            matches!(invoke(line, &[]), Ok(Invocation::Wait(wait)) if wait.probe.path() == path),
+            "{line}"
+        );
+    }
+    contains(&refused("wait --for ever", &[]), &["--for", "ready or live"]);
 }
 
 #[test]

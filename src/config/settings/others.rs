@@ -6,6 +6,15 @@ use std::time::Duration;
 /// In the order people read about them.
 pub(super) const OTHERS: &[Setting] = &[
     Setting {
+        key: "for",
+        value: "WHAT",
+        kind: Kind::OneOf(&["ready", "live"]),
+        default: Fallback::Text("ready"),
+        help: "What to wait for: ready (every account has a token), or live (it answers at all)",
+        forms: Forms::FlagOnly,
+        commands: &[Verb::Wait],
+    },
+    Setting {
         key: "timeout",
         value: "DURATION",
         kind: Kind::Duration(Duration::ZERO, Duration::from_secs(3600)),

@@ -306,6 +306,21 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_says_what_to_do_about_every_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let readme = std::fs::read_to_string(path).expect("README.md stands at the top of the repository");
+        // The first cells of its tables: `| 40001, 40125 | ...`.
+        let cells = readme.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+        let codes: Vec<_> = cells.flat_map(|cell| cell.split(", ")).collect();
+        for code in DOCUMENTED.iter().map(i64::to_string) {
+            assert!(
+                codes.contains(&code.as_str()),
+                "README.md: tell in the table of errcodes what {code} means"
+            );
+        }
+    }
+
+    #[test]
     fn an_unknown_code_waits_longer_than_a_busy_wechat() {
         let unknown = refused(99_999, "?");
         assert_eq!(unknown.class, Class::Transient);
