@@ -66,6 +66,12 @@ impl Record {
         }
     }
 
+    /// When the request came.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whose call it is.
     pub fn account(&mut self, appid: &AppId) {
         if let Some(line) = &mut self.line {
@@ -75,7 +81,11 @@ impl Record {
 
     /// The reply's head is on its way to the app.
     pub fn answered(&mut self, status: StatusCode, cause: Option<Cause>) {
-        let own = self.started.elapsed().saturating_sub(self.upstream + self.token_wait);
+        // Only the line tells how long it took; without one no clock is read.
+        let own = match self.line {
+            Some(_) => self.started.elapsed().saturating_sub(self.upstream + self.token_wait),
+            None => Duration::ZERO,
+        };
         self.head = Some((status, own));
         self.cause = cause;
     }
