@@ -35,13 +35,14 @@ CONNECTIONS = [1, 16, 64, 256]
 STEADY = 2000
 
 
-def wrk(port, connections, seconds):
-    """Calls made in so many seconds."""
+def wrk(port, connections, seconds, patient=False):
+    """Calls made in so many seconds. All of them well; of a `patient` load some may have taken too long for wrk."""
     argv = [which("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", os.path.join(HERE, "post.lua")]
     argv.append(f"http://127.0.0.1:{port}/cgi-bin/message/template/send?debug=1")
     env = dict(os.environ, BENCH_BODY=BODY.decode())
     said = subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in said or "Socket errors" in said:
+    late = patient and re.search(r"connect 0, read 0, write 0, timeout", said)
+    if "Non-2xx" in said or ("Socket errors" in said and not late):
         raise SystemExit(f"calls failed on port {port}:\n{said}")
     return int(re.search(r"(\d+) requests in", said).group(1))
 
@@ -124,7 +125,8 @@ def sockets(rig, tls):
             argv += ["-p", str(pid)]
         tracer = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         time.sleep(1)
-        calls = wrk(peer.port, 64, 3)
+        # Under strace a call takes many times as long.
+        calls = wrk(peer.port, 16, 3, patient=True)
         tracer.terminate()
         tracer.wait()
         process.stop()
@@ -167,7 +169,8 @@ def bulk(rig, tls, rounds):
                 process.forget_peak()
                 before = process.peak()
                 _, cpu = cost(process, lambda: subprocess.run(argv, check=True))
-                found[way].setdefault(peer.name, []).append((cpu * 1e3, process.peak() - before))
+                grown = max(process.peak() - before, 0)
+                found[way].setdefault(peer.name, []).append((cpu * 1e3, grown))
         process.stop()
     return found
 

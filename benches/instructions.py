@@ -16,13 +16,11 @@ Needs: apt-get install nginx valgrind openssl
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import rig as bench
-from rig import HERE, PLAIN, ROOT, Peer, Rig, calls, free_ports, need, which
+from rig import HERE, ROOT, Peer, Rig, calls, free_ports, need
 
 BASELINE = os.path.join(HERE, "instructions.baseline")
 MOST = 1.05
@@ -34,10 +32,10 @@ def collected(said):
     return int(re.search(r"Collected\s*:\s*(\d+)", said).group(1))
 
 
-def exchange(rig, count, *more):
+def exchange(rig, count, *more, log="warn"):
     """The instructions of a whole run with so many calls."""
     peer = Peer(rig, "wechat-sidecar", *free_ports(2))
-    argv, env = peer._wechat_sidecar(tls=False)
+    argv, env = peer._wechat_sidecar(tls=False, log=log)
     log = rig.path("callgrind")
     with open(log, "w") as said:
         process = rig.start(VALGRIND + argv + list(more), peer.port, env=env, stderr=said)
@@ -45,6 +43,13 @@ def exchange(rig, count, *more):
     process.stop()
     with open(log) as said:
         return collected(said.read())
+
+
+def counted(path, part, times):
+    ran = subprocess.run([*VALGRIND, path, part, str(times)], capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(ran.stderr)
+    return collected(ran.stderr)
 
 
 def difference(count, few, many):
@@ -55,10 +60,10 @@ def exchanges(rig):
     accounts = "".join(
         f'[[account]]\nappid = "wx{n:016x}"\nsecret = "{n:032x}"\n' for n in range(1, 21)
     )
-    many = rig.write("accounts.toml", f'{accounts}')
+    many = rig.write("accounts.toml", accounts)
     os.chmod(many, 0o600)
     yield "exchange", difference(lambda n: exchange(rig, n), 300, 1300)
-    yield "exchange, access line on", difference(lambda n: exchange(rig, n, "--log", "info"), 300, 1300)
+    yield "exchange, access line on", difference(lambda n: exchange(rig, n, log="info"), 300, 1300)
     yield "exchange, 20 more accounts", difference(lambda n: exchange(rig, n, "--config", many), 300, 1300)
 
 
@@ -72,7 +77,7 @@ def parts():
     lines = [json.loads(line) for line in built.stdout.splitlines()]
     path = next(line["executable"] for line in lines if line.get("target", {}).get("name") == "parts" and line.get("executable"))
     for part in PARTS:
-        run = lambda n: collected(subprocess.run([*VALGRIND, path, part, str(n)], capture_output=True, text=True).stderr)
+        run = lambda n: counted(path, part, n)
         yield part, difference(run, 1000, 3000)
 
 
@@ -82,19 +87,19 @@ def main():
         raise SystemExit(f"{bench.SIDECAR} is not there; cargo build --release --locked")
     rig = Rig()
     try:
-        counted = {name: round(count) for found in (exchanges(rig), parts()) for name, count in found}
+        figures = {name: round(count) for found in (exchanges(rig), parts()) for name, count in found}
     finally:
         rig.stop()
     if "--accept" in sys.argv:
         version = subprocess.run(["rustc", "--version"], capture_output=True, text=True).stdout.strip()
         with open(BASELINE, "w") as file:
             file.write(f"# User instructions each; {version}. Written by benches/instructions.py --accept.\n")
-            file.writelines(f"{name}: {count}\n" for name, count in counted.items())
+            file.writelines(f"{name}: {count}\n" for name, count in figures.items())
     with open(BASELINE) as file:
         lines = [line.rsplit(": ", 1) for line in file if not line.startswith("#")]
     baseline = {name: int(count) for name, count in lines}
     dearer = []
-    for name, count in counted.items():
+    for name, count in figures.items():
         before = baseline.get(name)
         change = f"{count / before - 1:+.1%}" if before else "no baseline"
         print(f"{name:28} {count:8} {change}")

@@ -258,9 +258,9 @@ class Peer:
         argv, env = getattr(self, "_" + self.name.replace("-", "_"))(tls)
         return self.rig.start(argv, self.port, env=env, wait=wait)
 
-    def _wechat_sidecar(self, tls):
+    def _wechat_sidecar(self, tls, log="warn"):
         origin = f"https://{NAME}" if tls else f"http://127.0.0.1:{PLAIN}"
-        argv = [SIDECAR, "run", "--appid", APPID, "--upstream", origin, "--workers", "1", "--log", "warn"]
+        argv = [SIDECAR, "run", "--appid", APPID, "--upstream", origin, "--workers", "1", "--log", log]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin_port}"]
         if tls:
             argv += ["--upstream-address", f"127.0.0.1:{TLS}", "--upstream-ca-file", self.rig.path("ca.pem")]

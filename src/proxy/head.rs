@@ -1,4 +1,4 @@
-//! Heads as they are handed on: [`RequestHead`] is what goes to WeChat, [`ReplyHead`] what goes to the app. Both are
+//! Heads as they are handed on: `RequestHead` is what goes to WeChat, [`ReplyHead`] what goes to the app. Both are
 //! the lines that came, byte for byte and in their order, without those that concern just one connection
 //! (RFC 9110 7.6.1) and with what is ours to say in its place. Pure.
 //!

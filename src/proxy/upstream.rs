@@ -2,8 +2,8 @@
 //! comes. Everything about that conversation is decided here and nowhere else: connections, TLS, timeouts, and
 //! whether a connection that died may be replaced.
 //!
-//! One per worker: no other thread ever sees these connections. The HTTP is our own, over httparse: [`message`] reads
-//! a reply, [`wire`] is a connection. hyper's client costs half of all instructions of a call (`perf.md`: it checks a
+//! One per worker: no other thread ever sees these connections. The HTTP is our own, over httparse: `message` reads
+//! a reply, `wire` is a connection. hyper's client costs half of all instructions of a call (`perf.md`: it checks a
 //! token of 512 characters byte by byte, fills a second map of headers, and speaks to a task over a channel); toward
 //! the app, where hostile bytes enter, it is hyper.
 

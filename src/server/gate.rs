@@ -1,4 +1,4 @@
-//! Wakes of a connection's task, with one kind kept out: [`Gate`] is the waker that hyper's server is polled with, and
+//! Wakes of a connection's task, with one kind kept out: `Gate` is the waker that hyper's server is polled with, and
 //! [`muted`] is where it does not wake.
 //!
 //! hyper hands a request's body over a channel, and whoever takes a piece wakes hyper to bring the next one. That is the
@@ -49,10 +49,20 @@ thread_local! {
 /// Does something that may wake the task of one connection, and gives the waker in place of waking it. Whoever asks has
 /// to see to it that the task is woken if it needs to be.
 pub fn muted<T>(something: impl FnOnce() -> T) -> (T, Option<Waker>) {
+    let muted = Unmute;
     MUTED.set(true);
     let done = something();
-    MUTED.set(false);
+    drop(muted);
     (done, KNOCKED.take().map(Waker::from))
+}
+
+/// Lets wakes through again, also after a panic.
+struct Unmute;
+
+impl Drop for Unmute {
+    fn drop(&mut self) {
+        MUTED.set(false);
+    }
 }
 
 #[cfg(test)]
