@@ -186,7 +186,9 @@ impl Proxy {
         // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
         let identity = route.action != Action::KeepUserToken;
         let raw = connection.take_head();
-        let heading = Heading { raw: &raw, host: &self.host, private: self.gate.private(), identity };
+        let came_at = record.started();
+        let private = self.gate.private();
+        let heading = Heading { raw: &raw, host: &self.host, private, identity, connection, came_at };
         let mut call = match route.action {
             Action::AppendSecret(SecretForm { body: true, .. }) => {
                 let (head, body) = request.into_parts();
@@ -289,8 +291,11 @@ impl Proxy {
 
     async fn forward(&self, call: &Call, target: &Target, record: &mut Record) -> Result<Reply, NotAnswered> {
         let sent_at = Instant::now();
-        let outcome = self.upstream.send(call.with(target), &call.progress()).await;
-        record.upstream += sent_at.elapsed();
+        let outcome = self.upstream.send(call.with(target), &call.progress(), sent_at).await;
+        record.upstream += match &outcome {
+            Ok(reply) => reply.came_at.saturating_duration_since(sent_at),
+            Err(_) => sent_at.elapsed(),
+        };
         if !matches!(outcome, Err(NotAnswered { sent: false, .. })) {
             record.attempts += 1;
         }
@@ -307,7 +312,8 @@ impl Proxy {
         if !inspect::can_be_refusal(reply.body.size_hint().exact(), reply.head.is_encoded) {
             return Ok(Verdict::Clean);
         }
-        let looked_at = Instant::now();
+        // What is here already is not waited for.
+        let looked_at = (!reply.body.is_here()).then(Instant::now);
         let mut inspector = Inspector::new();
         let device = route.target.path().starts_with(inspect::DEVICE);
         let mut length = 0;
@@ -332,7 +338,7 @@ impl Proxy {
                 Err(cut) => return Err(cut.0),
             }
         };
-        record.upstream += looked_at.elapsed();
+        record.upstream += looked_at.map_or(Duration::ZERO, |looked_at| looked_at.elapsed());
         Ok(verdict)
     }
 

@@ -7,6 +7,7 @@
 
 pub mod entry;
 pub mod framing;
+pub mod gate;
 mod listener;
 pub mod local;
 pub mod spliced;
@@ -19,10 +20,11 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -38,6 +40,7 @@ use crate::deadline::Deadline;
 use crate::error::Failure;
 use crate::server::entry::{Entry, Opened};
 use crate::server::framing::{Guarded, Heads, Patience};
+use crate::server::gate::Gate;
 use crate::server::listener::{Accepted, Accepting, say};
 use crate::server::spliced::Lines;
 use crate::slots::Slot;
@@ -118,10 +121,16 @@ pub trait Handler: 'static {
 }
 
 /// What a handler may know and ask of the connection a request came on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Connection(Rc<State>);
 
-#[derive(Debug, Default)]
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("requests", &self.0.requests).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
 struct State {
     requests: Cell<u64>,
     reset: Cell<bool>,
@@ -133,6 +142,8 @@ struct State {
     /// The lines of the reply that hyper is about to write.
     lines: RefCell<Option<Lines>>,
     peer: Cell<Option<SocketAddr>>,
+    /// A map that has room, for the next one that is needed.
+    map: Cell<HeaderMap>,
 }
 
 impl Connection {
@@ -166,6 +177,18 @@ impl Connection {
     /// concerns framing and the connection stays hyper's.
     pub fn answer_with(&self, lines: Lines) {
         self.0.lines.replace(Some(lines));
+    }
+
+    /// Keeps the map of a request for the next one: hyper reads into that of the reply before.
+    pub fn recycle(&self, mut map: HeaderMap) {
+        map.clear();
+        self.0.map.set(map);
+    }
+
+    /// An empty map, with room if there is one.
+    #[must_use]
+    pub fn map(&self) -> HeaderMap {
+        self.0.map.take()
     }
 
     /// Ends the connection with a reset instead of a clean close. A reply without a length whose end is the end of
@@ -430,10 +453,23 @@ async fn serve_connection<S: Wire, H: Handler>(
         .half_close(true)
         .serve_connection(io, service);
     let mut serving = pin!(serving);
-    let outcome = tokio::select! {
-        outcome = &mut serving => Some(outcome),
-        _ = phase.wait_for(|&phase| phase >= Phase::Drain) => None,
-    };
+    let gate = Gate::new();
+    let waker = Waker::from(Arc::clone(&gate));
+    let news = phase.clone();
+    let mut draining = pin!(phase.wait_for(|&phase| phase >= Phase::Drain));
+    let mut is_asked = false;
+    let outcome = std::future::poll_fn(|cx| {
+        gate.leads_to(cx.waker());
+        if let Poll::Ready(outcome) = serving.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return Poll::Ready(Some(outcome));
+        }
+        // It wakes this task when it has news, so it is asked once, and then only when there are.
+        if !std::mem::replace(&mut is_asked, true) || news.has_changed().unwrap_or(true) {
+            return draining.as_mut().poll(cx).map(|_| None);
+        }
+        Poll::Pending
+    })
+    .await;
     let outcome = 'served: {
         if let Some(outcome) = outcome {
             break 'served outcome;

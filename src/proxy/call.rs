@@ -5,7 +5,7 @@
 //! those that had to be held whole anyway because they came without a length (WeChat answers chunked requests with
 //! 412). Every other body streams, and its call goes once.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,16 +16,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request;
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 use crate::error::{Cause, Failure};
-use crate::proxy::head::RequestHead;
+use crate::proxy::head::{Ours, RequestHead};
 use crate::proxy::inject::Target;
 use crate::proxy::upstream;
+use crate::server::{Connection, gate};
 
 /// What all calls in flight may keep of their bodies together, in bytes. Shared by all workers: one atomic add for
 /// a call with a body.
@@ -110,7 +111,7 @@ pub struct Call {
 }
 
 /// How a request's head becomes that of a call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Heading<'a> {
     /// The head as the app sent it.
     pub raw: &'a [u8],
@@ -120,6 +121,10 @@ pub struct Heading<'a> {
     pub private: &'a [HeaderName],
     /// Whether compressed replies are declined.
     pub identity: bool,
+    /// The connection it came on.
+    pub connection: &'a Connection,
+    /// When it came.
+    pub came_at: Instant,
 }
 
 impl Call {
@@ -135,7 +140,7 @@ impl Call {
         let (head, incoming) = request.into_parts();
         let body = match Body::size_hint(&incoming).exact() {
             Some(length) if length > limits.max_body => return Err(too_large(limits)),
-            Some(length) => Held::while_it_goes_out(incoming, length, limits),
+            Some(length) => Held::while_it_goes_out(incoming, length, limits, heading.came_at),
             None => Held::whole(incoming, limits).await?,
         };
         Ok(Self::new(head, body, heading))
@@ -144,7 +149,8 @@ impl Call {
     /// A call with a small body that is here already.
     #[must_use]
     pub fn of(head: request::Parts, body: Bytes, heading: Heading<'_>, limits: &Limits) -> Self {
-        let held = Held::new(None, body.len() as u64, limits.budget.reserve(0), limits);
+        let kept = limits.budget.reserve(0);
+        let held = Held::new(None, body.len() as u64, kept, limits, heading.came_at);
         held.0.borrow_mut().chunks.push(body);
         Self::new(head, held, heading)
     }
@@ -153,9 +159,17 @@ impl Call {
         let request::Parts { method, headers, .. } = head;
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
         let bare = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
-        let said = headers.contains_key(header::CONTENT_LENGTH);
-        let length = (body.length() > 0 || said || !bare).then(|| body.length());
-        Self { method, head: RequestHead::new(&heading, &headers, length), body }
+        let length = body.length();
+        let ours = Ours {
+            host: Some(heading.host),
+            length: Some(length),
+            says_length: length > 0 || !bare,
+            identity: heading.identity.then_some(true),
+            private: heading.private,
+        };
+        let head = RequestHead::new(heading.raw, &headers, ours);
+        heading.connection.recycle(headers);
+        Self { method, head, body }
     }
 
     /// The request with its credential: the first attempt, or the second after [`Call::again`] said yes.
@@ -241,9 +255,9 @@ struct Inner {
     tail: BytesMut,
     kept: Option<Reserved>,
     length: u64,
+    /// Whether `length` was known from the start; else it is what came so far.
+    is_sized: bool,
     broken: Option<Broken>,
-    /// Whether an attempt has handed all of it on. Apart, so that whoever asks does not keep the body.
-    out: Rc<Cell<bool>>,
     /// Raised when a second attempt begins, so that the first one's body ends.
     attempt: u32,
     idle_timeout: Duration,
@@ -255,28 +269,34 @@ struct Inner {
 const KEEP_AS_IT_CAME: usize = 4096;
 
 impl Held {
-    fn new(rest: Option<Incoming>, length: u64, kept: Option<Reserved>, limits: &Limits) -> Self {
+    fn new(
+        rest: Option<Incoming>,
+        length: u64,
+        kept: Option<Reserved>,
+        limits: &Limits,
+        now: Instant,
+    ) -> Self {
         Self(Rc::new(RefCell::new(Inner {
             rest,
             chunks: Vec::new(),
             tail: BytesMut::new(),
             kept,
             length,
+            is_sized: true,
             broken: None,
-            out: Rc::new(Cell::new(length == 0)),
             attempt: 0,
             idle_timeout: limits.idle_timeout,
             idle: None,
-            last_progress: Instant::now(),
+            last_progress: now,
         })))
     }
 
-    fn while_it_goes_out(incoming: Incoming, length: u64, limits: &Limits) -> Self {
+    fn while_it_goes_out(incoming: Incoming, length: u64, limits: &Limits, now: Instant) -> Self {
         if length == 0 {
-            return Self::new(None, 0, limits.budget.reserve(0), limits);
+            return Self::new(None, 0, limits.budget.reserve(0), limits, now);
         }
         let kept = if length <= limits.replay_limit { limits.budget.reserve(length) } else { None };
-        Self::new(Some(incoming), length, kept, limits)
+        Self::new(Some(incoming), length, kept, limits, now)
     }
 
     async fn whole(incoming: Incoming, limits: &Limits) -> Result<Self, Failure> {
@@ -289,7 +309,8 @@ impl Held {
             failure
         };
         let reserved = limits.budget.reserve(0).ok_or_else(no_room)?;
-        let held = Self::new(Some(incoming), 0, Some(reserved), limits);
+        let held = Self::new(Some(incoming), 0, Some(reserved), limits, Instant::now());
+        held.0.borrow_mut().is_sized = false;
         loop {
             let next = std::future::poll_fn(|cx| held.0.borrow_mut().poll_rest(cx)).await;
             let piece = match next {
@@ -310,7 +331,6 @@ impl Held {
         }
         let mut inner = held.0.borrow_mut();
         inner.seal();
-        inner.out.set(inner.length == 0);
         drop(inner);
         Ok(held)
     }
@@ -351,10 +371,23 @@ impl Inner {
         }
         loop {
             let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
-            match Pin::new(rest).poll_frame(cx) {
+            let (polled, hyper) = gate::muted(|| Pin::new(rest).poll_frame(cx));
+            let whole = match &polled {
+                Poll::Ready(Some(Ok(frame))) if self.is_sized => {
+                    frame.data_ref().is_some_and(|piece| piece.len() as u64 == self.length)
+                }
+                _ => false,
+            };
+            // After all of it hyper has nothing to bring.
+            if let Some(hyper) = hyper.filter(|_| !whole) {
+                hyper.wake();
+            }
+            match polled {
                 Poll::Ready(Some(Ok(frame))) => {
-                    self.idle = None;
-                    self.last_progress = Instant::now();
+                    // What is here at once as a whole has made no progress, and needs no clock.
+                    if self.idle.take().is_some() || !whole {
+                        self.last_progress = Instant::now();
+                    }
                     match frame.into_data() {
                         Ok(piece) if !piece.is_empty() => return Poll::Ready(Some(Ok(piece))),
                         // Trailers have no place in a request with a length.
@@ -468,9 +501,6 @@ impl Body for Outgoing {
             }
         };
         this.left = this.left.saturating_sub(piece.len() as u64);
-        if this.left == 0 {
-            inner.out.set(true);
-        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
@@ -492,12 +522,6 @@ impl Progress {
     #[must_use]
     pub fn last(&self) -> Instant {
         self.0.borrow().last_progress
-    }
-
-    /// Tells, now and later, whether all of the body has been handed to the connection.
-    #[must_use]
-    pub fn is_out(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.0.borrow().out)
     }
 
     /// Whether more of the body is to come, and it is the app that it is waited for. `idle_timeout` watches that.

@@ -1,13 +1,12 @@
-//! Heads as they are handed on: [`RequestHead`] is what goes to WeChat, [`ReplyHead`] what goes to the app. Both are
+//! Heads as they are handed on: `RequestHead` is what goes to WeChat, [`ReplyHead`] what goes to the app. Both are
 //! the lines that came, byte for byte and in their order, without those that concern just one connection
 //! (RFC 9110 7.6.1) and with what is ours to say in its place. Pure.
 //!
 //! Lines and not a map of headers: WeChat and the app get the names as they were spelled, and a header costs a copy
 //! instead of two hashes and an allocation (`perf.md`: half of all instructions were maps and what fills them).
 
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-use crate::proxy::call::Heading;
 use crate::server::spliced;
 
 /// What we know a header by. Whatever is `Other` passes.
@@ -66,37 +65,44 @@ pub(super) fn named(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub(super) struct RequestHead(Vec<u8>);
 
 impl RequestHead {
-    /// Takes the head that an app sent, and what hyper read in it. `length` is the `Content-Length`, if there is one.
-    pub(super) fn new(heading: &Heading<'_>, read: &HeaderMap, length: Option<u64>) -> Self {
-        let Heading { raw, host, private, identity } = *heading;
+    /// Takes the head that an app sent, request line included, and what hyper read in it.
+    pub(super) fn new(raw: &[u8], read: &HeaderMap, ours: Ours<'_>) -> Self {
         let mut out = Self(Vec::with_capacity(raw.len() + 64));
-        let named = read.get_all(header::CONNECTION).iter().flat_map(|value| named(value.as_bytes()));
-        let named: Vec<&[u8]> = named.chain(private.iter().map(|name| name.as_str().as_bytes())).collect();
-        let mut lines = 0;
-        let mut left = Left { host: Some(host), length, identity: Some(()) };
-        for line in headers(raw) {
-            lines += 1;
-            let Some(colon) = memchr::memchr(b':', line) else { continue };
-            out.header(&line[..colon], line, &named, &mut left, identity);
-        }
-        // SECURITY: what goes is what was checked. The guard hands a head over for each that hyper reads, so this
-        // cannot be; if it were, the head as hyper read it is the one that was.
-        if lines != read.len() {
-            debug_assert_eq!(lines, read.len(), "the head is another request's");
+        let private: Vec<&[u8]> = ours.private.iter().map(|name| name.as_str().as_bytes()).collect();
+        let mut write = |named: &[&[u8]]| {
             out.0.clear();
-            left = Left { host: Some(host), length, identity: Some(()) };
-            for (name, value) in read {
-                let line = [name.as_str().as_bytes(), b": ", value.as_bytes()].concat();
-                out.header(name.as_str().as_bytes(), &line, &named, &mut left, identity);
+            let (mut left, mut lines, mut names_others) = (ours, 0, false);
+            for line in headers(raw) {
+                lines += 1;
+                let Some(colon) = memchr::memchr(b':', line) else { continue };
+                names_others |= out.header(&line[..colon], line, named, &mut left);
             }
+            // SECURITY: what goes is what was checked. The guard hands a head over for each that hyper reads, so this
+            // cannot be; if it were, the head as hyper read it is the one that was.
+            if lines != read.len() {
+                debug_assert_eq!(lines, read.len(), "the head is another request's");
+                out.0.clear();
+                (left, names_others) = (ours, false);
+                for (name, value) in read {
+                    let line = [name.as_str().as_bytes(), b": ", value.as_bytes()].concat();
+                    names_others |= out.header(name.as_str().as_bytes(), &line, named, &mut left);
+                }
+            }
+            if let Some(host) = left.host {
+                out.line(b"Host", host.as_bytes());
+            }
+            if let Some(length) = left.length.filter(|_| left.says_length) {
+                out.number(b"Content-Length", length);
+            }
+            out.0.extend_from_slice(b"\r\n");
+            names_others
+        };
+        // Hardly anyone names a header in `Connection`, and it may stand behind the one it names.
+        if write(&private) {
+            let named = read.get_all(header::CONNECTION).iter().flat_map(|value| named(value.as_bytes()));
+            let named: Vec<&[u8]> = named.chain(private.iter().copied()).collect();
+            write(&named);
         }
-        if let Some(host) = left.host {
-            out.line(b"Host", host.as_bytes());
-        }
-        if let Some(length) = left.length {
-            out.number(b"Content-Length", length);
-        }
-        out.0.extend_from_slice(b"\r\n");
         out
     }
 
@@ -105,7 +111,8 @@ impl RequestHead {
         &self.0
     }
 
-    fn header(&mut self, name: &[u8], line: &[u8], named: &[&[u8]], left: &mut Left<'_>, identity: bool) {
+    /// Writes a header as it goes on. Whether it names others that must not.
+    fn header(&mut self, name: &[u8], line: &[u8], others: &[&[u8]], left: &mut Ours<'_>) -> bool {
         match Field::of(name) {
             Field::Host => {
                 if let Some(host) = left.host.take() {
@@ -117,19 +124,22 @@ impl RequestHead {
                     self.number(name, length);
                 }
             }
-            Field::AcceptEncoding if identity => {
-                if left.identity.take().is_some() {
+            Field::AcceptEncoding if left.identity.is_some() => {
+                if left.identity == Some(true) {
                     self.line(name, b"identity");
                 }
+                left.identity = Some(false);
             }
+            Field::Connection => return named(&line[name.len() + 1..]).next().is_some(),
             // hyper has answered `Expect: 100-continue`, or will when it reads the body.
-            Field::Connection | Field::Neighbours | Field::TransferEncoding | Field::Expect => {}
-            _ if named.iter().any(|named| named.eq_ignore_ascii_case(name)) => {}
+            Field::Neighbours | Field::TransferEncoding | Field::Expect => {}
+            _ if others.iter().any(|other| other.eq_ignore_ascii_case(name)) => {}
             Field::AcceptEncoding | Field::ContentEncoding | Field::Other => {
                 self.0.extend_from_slice(line);
                 self.0.extend_from_slice(b"\r\n");
             }
         }
+        false
     }
 
     fn line(&mut self, name: &[u8], value: &[u8]) {
@@ -139,15 +149,33 @@ impl RequestHead {
     }
 
     fn number(&mut self, name: &[u8], value: u64) {
-        self.line(name, value.to_string().as_bytes());
+        // As many digits as the largest has.
+        let (mut digits, mut at, mut left) = ([0; 20], 20, value);
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (left % 10) as u8;
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+        self.line(name, &digits[at..]);
     }
 }
 
-/// What is still to be said.
-struct Left<'a> {
-    host: Option<&'a HeaderValue>,
-    length: Option<u64>,
-    identity: Option<()>,
+/// What is ours to say in a request's head, and has still to be said.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ours<'a> {
+    /// What becomes the `Host`.
+    pub(super) host: Option<&'a HeaderValue>,
+    /// The body's length, which becomes the `Content-Length` where the app said one.
+    pub(super) length: Option<u64>,
+    /// Whether it is said where the app did not.
+    pub(super) says_length: bool,
+    /// Whether compressed replies are declined; `false` once that is said.
+    pub(super) identity: Option<bool>,
+    /// Headers that go no further.
+    pub(super) private: &'a [HeaderName],
 }
 
 /// The header lines of a head that was found sound, without their ends.
@@ -210,27 +238,37 @@ mod tests {
         map
     }
 
-    fn written(raw: &str, length: Option<u64>, identity: bool) -> String {
+    fn written(raw: &str, length: u64, says_length: bool, identity: bool) -> String {
         let host = HeaderValue::from_static("wechat");
         let private = [header::HeaderName::from_static("x-private")];
-        let heading = Heading { raw: raw.as_bytes(), host: &host, private: &private, identity };
-        let head = RequestHead::new(&heading, &read(raw), length);
+        let ours = Ours {
+            host: Some(&host),
+            length: Some(length),
+            says_length,
+            identity: identity.then_some(true),
+            private: &private,
+        };
+        let head = RequestHead::new(raw.as_bytes(), &read(raw), ours);
         String::from_utf8(head.as_bytes().to_vec()).unwrap()
     }
 
     #[test]
     fn lines_go_as_they_came_but_for_what_is_ours_or_the_neighbours() {
         assert_eq!(
-            written(RAW, Some(7), true),
+            written(RAW, 7, false, true),
             "hOsT: wechat\r\nX-One: 1\r\nX-ONE:3\r\ncontent-LENGTH: 7\r\nAccept-Encoding: identity\r\nX-Empty:\r\n\r\n"
         );
         assert_eq!(
-            written(RAW, None, false),
-            "hOsT: wechat\r\nX-One: 1\r\nX-ONE:3\r\nAccept-Encoding: br\r\nX-Empty:\r\naccept-encoding: gzip\r\n\r\n"
+            written(RAW, u64::MAX, true, false),
+            "hOsT: wechat\r\nX-One: 1\r\nX-ONE:3\r\ncontent-LENGTH: 18446744073709551615\r\nAccept-Encoding: br\r\nX-Empty:\r\naccept-encoding: gzip\r\n\r\n"
         );
         assert_eq!(
-            written("POST /x HTTP/1.0\r\nX-Private: 1\r\nX-A: b\r\nx-PRIVATE: 2\r\n\r\n", Some(0), true),
+            written("POST /x HTTP/1.0\r\nX-Private: 1\r\nX-A: b\r\nx-PRIVATE: 2\r\n\r\n", 0, true, true),
             "X-A: b\r\nHost: wechat\r\nContent-Length: 0\r\n\r\n"
+        );
+        assert_eq!(
+            written("GET /x HTTP/1.1\r\nHost: a\r\nA: 1\r\nConnection: a\r\n\r\n", 0, false, true),
+            "Host: wechat\r\n\r\n"
         );
     }
 

@@ -130,6 +130,9 @@ impl Inspector {
         if self.seen > PREFIX {
             self.state = State::Clean;
         }
+        if self.state == State::Mark(0) && is_plain_success(bytes) {
+            self.state = State::Clean;
+        }
         let mut rest = bytes;
         while self.state != State::Clean {
             // Most bytes of a reply stand in strings and below the top level, where few of them matter.
@@ -327,6 +330,11 @@ impl Inspector {
         self.refused = Some(self.code.number);
         next
     }
+}
+
+/// Whether a body begins as nearly all do that have an `errcode`, which is then not looked at letter by letter.
+fn is_plain_success(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(br#"{"errcode":0"#).is_some_and(|rest| matches!(rest.first(), Some(b',' | b'}')))
 }
 
 /// As much of a key as tells whether it is `errcode`.

@@ -32,16 +32,23 @@ impl Mask {
         Self { secrets: account.secrets(), tokens: account.keeper().known() }
     }
 
-    fn needles(&self) -> impl Iterator<Item = &[u8]> {
-        let spellings = |plain: &'_ str, encoded: &'_ str| plain != encoded;
-        let secrets = self.secrets.known().map(|secret| (secret.expose(), secret.encoded()));
-        let tokens = self.tokens.iter().map(|token| (token.expose(), token.expose_encoded()));
-        secrets
-            .chain(tokens)
-            .flat_map(move |(plain, encoded)| [Some(plain), spellings(plain, encoded).then_some(encoded)])
-            .flatten()
-            .filter(|needle| needle.len() >= SHORTEST)
-            .map(str::as_bytes)
+    /// Calls `with` for each, in every spelling.
+    fn each<'a>(&'a self, mut with: impl FnMut(&'a [u8])) {
+        let mut both = |plain: &'a str, encoded: &'a str| {
+            if plain.len() >= SHORTEST {
+                with(plain.as_bytes());
+                // An escape is longer than what it stands for: equally long, they are the same.
+                if encoded.len() != plain.len() {
+                    with(encoded.as_bytes());
+                }
+            }
+        };
+        for secret in self.secrets.known() {
+            both(secret.expose(), secret.encoded());
+        }
+        for token in &self.tokens {
+            both(token.expose(), token.expose_encoded());
+        }
     }
 
     /// Masks what echoes a credential in a text that is here as a whole, such as the lines of a head.
@@ -52,12 +59,20 @@ impl Mask {
     /// The first credential in `bytes` at or after `from`: where, and how long.
     fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
         let rest = &bytes[from..];
-        let hits = self
-            .needles()
-            .filter(|needle| needle.len() <= rest.len())
-            .filter_map(|needle| memchr::memmem::find(rest, needle).map(|at| (from + at, needle.len())));
-        // The earliest; of two that begin together, the longer.
-        hits.min_by_key(|&(at, length)| (at, usize::MAX - length))
+        let mut first: Option<(usize, usize)> = None;
+        self.each(|needle| {
+            if needle.len() > rest.len() {
+                return;
+            }
+            let Some(at) = search(rest, needle) else { return };
+            // The earliest; of two that begin together, the longer.
+            let is_first =
+                first.is_none_or(|(known, length)| at < known || (at == known && needle.len() > length));
+            if is_first {
+                first = Some((at, needle.len()));
+            }
+        });
+        first.map(|(at, length)| (from + at, length))
     }
 
     fn overwrite(&self, bytes: &mut [u8]) -> bool {
@@ -72,17 +87,44 @@ impl Mask {
     /// How many bytes at the end of `bytes` could be the beginning of a credential.
     fn unfinished(&self, bytes: &[u8]) -> usize {
         let Some(&last) = bytes.last() else { return 0 };
-        // Most pieces end in `}`, which no credential has in it: then there is nothing to compare.
-        self.needles()
-            .filter(|needle| memchr::memchr(last, needle).is_some())
-            .filter_map(|needle| {
-                let most = (needle.len() - 1).min(bytes.len());
-                (1..=most).rev().find(|&length| bytes.ends_with(&needle[..length]))
-            })
-            .max()
-            .unwrap_or(0)
+        let mut unfinished = 0;
+        self.each(|needle| {
+            // Most pieces end in `}`, which no credential has in it: then there is nothing to compare.
+            if memchr::memchr(last, needle).is_none() {
+                return;
+            }
+            let most = (needle.len() - 1).min(bytes.len());
+            let found = (1..=most).rev().find(|&length| bytes.ends_with(&needle[..length]));
+            unfinished = unfinished.max(found.unwrap_or(0));
+        });
+        unfinished
     }
 }
+
+/// Where `needle` stands. For the few bytes of most replies memmem takes longer to get ready than to search: there its
+/// first byte is looked for, unless that is everywhere.
+fn search(bytes: &[u8], needle: &[u8]) -> Option<usize> {
+    let (&first, rest) = needle.split_first()?;
+    if bytes.len() > SHORT {
+        return memchr::memmem::find(bytes, needle);
+    }
+    let last = bytes.len().checked_sub(rest.len())?;
+    for (n, at) in memchr::memchr_iter(first, &bytes[..last]).enumerate() {
+        if n == MANY {
+            return memchr::memmem::find(&bytes[at..], needle).map(|further| at + further);
+        }
+        if bytes[at + 1..].starts_with(rest) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// Up to this size a text is searched by the first byte.
+const SHORT: usize = 2048;
+
+/// How often the first byte may be found in vain.
+const MANY: usize = 64;
 
 /// Masks one body as it comes, piece by piece.
 pub struct Masking {
@@ -112,6 +154,9 @@ impl Masking {
         self.left = self.left.saturating_sub(piece.len());
         if self.held.is_empty() && self.mask.find(&piece, 0).is_none() {
             let held = if self.left == 0 { 0 } else { self.mask.unfinished(&piece) };
+            if held == 0 {
+                return piece;
+            }
             self.held.extend_from_slice(&piece[piece.len() - held..]);
             return piece.slice(..piece.len() - held);
         }
@@ -213,6 +258,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_credential_is_found_where_memmem_finds_it(
+            text in "[ab]{0,300}", needle in "[ab]{4,9}", long in proptest::bool::ANY,
+        ) {
+            let text = if long { text.repeat(20) } else { text };
+            let (text, needle) = (text.as_bytes(), needle.as_bytes());
+            if needle.len() <= text.len() {
+                prop_assert_eq!(search(text, needle), memchr::memmem::find(text, needle));
+            }
+        }
+
         #[test]
         fn however_it_is_cut_no_credential_comes_out_and_nothing_else_changes(
             parts in proptest::collection::vec(

@@ -44,8 +44,15 @@ pub fn any(path: &str, differs: impl Fn(&str) -> bool) -> bool {
 
 /// Whether no step changes anything.
 pub fn is_plain(path: &str) -> bool {
-    let odd = |b: u8| matches!(b, b'%' | b'\\' | b';' | 0x7f..) || b <= b' ' || b.is_ascii_uppercase();
-    !path.bytes().any(odd) && !path.contains("//") && !path.contains("/.") && !path.ends_with('/')
+    let mut before = b' ';
+    for byte in path.bytes() {
+        match byte {
+            b'%' | b'\\' | b';' | b'A'..=b'Z' | 0..=b' ' | 0x7f.. => return false,
+            b'/' | b'.' if before == b'/' => return false,
+            _ => before = byte,
+        }
+    }
+    before != b'/'
 }
 
 fn decode(path: &str) -> String {

@@ -107,6 +107,12 @@ impl Record {
         }
     }
 
+    /// When the request came.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Whose call it is, and what it wants.
     pub fn route(&mut self, appid: &AppId, action: route::Action) {
         self.account = self.tally.account(appid);
@@ -139,7 +145,11 @@ impl Record {
 
     /// The reply's head is on its way to the app.
     pub fn answered(&mut self, status: StatusCode, cause: Option<Cause>) {
-        let own = self.started.elapsed().saturating_sub(self.upstream + self.token_wait);
+        // Only the line tells how long it took; without one no clock is read.
+        let own = match self.line {
+            Some(_) => self.started.elapsed().saturating_sub(self.upstream + self.token_wait),
+            None => Duration::ZERO,
+        };
         self.head = Some((status, own));
         self.cause = cause;
     }

@@ -85,7 +85,7 @@ impl Outbound {
         connection: &Connection,
         mut record: Record,
     ) -> Response<Self> {
-        let Reply { mut head, body } = reply;
+        let Reply { mut head, body, .. } = reply;
         record.answered(head.status, None);
         let ends_connection = (http10 && body.size_hint().exact().is_none()).then(|| connection.clone());
         mask.text(head.text_mut());
@@ -94,6 +94,7 @@ impl Outbound {
         let content = Content::WeChats(body, Masking::new(mask));
         // Of the head hyper decides what concerns the connection and where the body ends; the rest is in the lines.
         let mut response = Response::new(Self { content, record, ends_connection });
+        *response.headers_mut() = connection.map();
         *response.status_mut() = status;
         if let Some(length) = length {
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));

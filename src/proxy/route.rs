@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -104,6 +105,8 @@ fn action(path: &str) -> Action {
 pub struct Routes {
     accounts: Vec<Account>,
     by_appid: HashMap<String, usize>,
+    /// How long appids are: nearly no first segment of a path is.
+    lengths: RangeInclusive<usize>,
     hosts: Hosts,
     keyring: Option<Keyring>,
 }
@@ -117,7 +120,9 @@ impl Routes {
     pub fn new(accounts: Vec<Account>) -> Self {
         assert!(!accounts.is_empty(), "a configuration has at least one account");
         let by_appid = accounts.iter().enumerate().map(|(i, a)| (a.appid().as_str().to_owned(), i)).collect();
-        Self { accounts, by_appid, hosts: Hosts::default(), keyring: None }
+        let lengths = accounts.iter().map(|account| account.appid().as_str().len());
+        let lengths = lengths.clone().min().unwrap_or_default()..=lengths.max().unwrap_or_default();
+        Self { accounts, by_appid, lengths, hosts: Hosts::default(), keyring: None }
     }
 
     /// The same routes, speaking for these hosts.
@@ -178,7 +183,7 @@ impl Routes {
             return Err(bad_target());
         }
         let (prefix, target) = take_prefix(self, target);
-        let twice = matches!((prefix, take_prefix(self, &target).0), (Prefix::Of(_), Prefix::Of(_)));
+        let twice = matches!(prefix, Prefix::Of(_)) && matches!(take_prefix(self, &target).0, Prefix::Of(_));
         if target.as_str().starts_with("//") || twice {
             return Err(bad_target());
         }
@@ -192,7 +197,7 @@ impl Routes {
         // SECURITY: only where ours would have gone. On a token path it would let a fetch through to WeChat, which
         // voids the token of everyone else and shows the app a real one.
         let mut action = match action {
-            Action::AppendToken if params(query).any(|(name, _)| name == "component_access_token") => {
+            Action::AppendToken if named(query, "component_access_token").next().is_some() => {
                 Action::KeepUserToken
             }
             action => action,
@@ -280,7 +285,7 @@ impl Routes {
         default: &'a Account,
     ) -> Result<Option<&'a Account>, Failure> {
         let mut placeholder: Option<Cow<'_, str>> = None;
-        for (_, token) in params(query).filter(|(name, _)| name == inject::ACCESS_TOKEN) {
+        for token in named(query, inject::ACCESS_TOKEN) {
             let Some(appid) = account::placeholder_appid(&token) else { continue };
             if placeholder.as_deref().is_some_and(|other| other != appid) {
                 return Err(two_appids());
@@ -296,9 +301,9 @@ impl Routes {
 
     /// The account that a login or another call with the secret names by its `appid`.
     fn of_appid(&self, query: &str) -> Result<Asked<'_>, Failure> {
-        let mut named = params(query).filter(|(name, value)| name == "appid" && !value.is_empty());
-        let Some((_, appid)) = named.next() else { return Ok(Asked::Nobody) };
-        if named.any(|(_, other)| other != appid) {
+        let mut appids = named(query, "appid").filter(|appid| !appid.is_empty());
+        let Some(appid) = appids.next() else { return Ok(Asked::Nobody) };
+        if appids.any(|other| other != appid) {
             return Err(two_appids());
         }
         Ok(self.account(&appid).map_or(Asked::Unknown, Asked::Ours))
@@ -385,7 +390,7 @@ fn identify(
         return client.cloned().ok_or_else(|| told("the call has a client key that is not known"));
     }
     let mut what = "the call has no client key";
-    for (_, token) in params(query).filter(|(name, _)| name == inject::ACCESS_TOKEN) {
+    for token in named(query, inject::ACCESS_TOKEN) {
         let Some(appid) = account::placeholder_appid(&token) else { continue };
         what = "the call has a placeholder that was given for no key that is known";
         if let Some(client) = account::placeholder_tag(&token).and_then(|tag| clients.by_tag(tag, appid)) {
@@ -393,8 +398,7 @@ fn identify(
         }
     }
     if let Action::AppendSecret(SecretForm { secret: Some(secret), .. }) = action {
-        let mut shown = params(query).filter(|(name, _)| name == secret);
-        if let Some(client) = shown.find_map(|(_, key)| clients.by_key(&key).cloned()) {
+        if let Some(client) = named(query, secret).find_map(|key| clients.by_key(&key).cloned()) {
             return Ok(client);
         }
     }
@@ -425,7 +429,8 @@ fn take_prefix<'a>(routes: &Routes, target: &'a PathAndQuery) -> (Prefix<'a>, Pa
     let like_an_appid = segment.len() == 18
         && segment.starts_with("wx")
         && segment[2..].bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'));
-    if !like_an_appid && routes.account(segment).is_none() {
+    let is_ours = || routes.lengths.contains(&segment.len()) && routes.account(segment).is_some();
+    if !like_an_appid && !is_ours() {
         return (Prefix::None, target.clone());
     }
     let rest = &whole[1 + segment.len()..];
@@ -461,9 +466,11 @@ pub fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Failure> {
     ))
 }
 
-/// The parameters of a query as WeChat will read them: name and value, decoded.
-fn params(query: &str) -> form_urlencoded::Parse<'_> {
-    form_urlencoded::parse(query.as_bytes())
+/// The values of a query's parameters of this name, as WeChat will read them: name and value decoded. Only what may
+/// have the name is decoded, which is hardly ever anything.
+fn named<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+    let named = inject::pieces(query).filter(move |piece| inject::names(piece, name));
+    named.flat_map(|piece| form_urlencoded::parse(piece.as_bytes()).map(|(_, value)| value))
 }
 
 fn bad_target() -> Failure {

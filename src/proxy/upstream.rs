@@ -2,8 +2,8 @@
 //! comes. Everything about that conversation is decided here and nowhere else: connections, TLS, timeouts, and
 //! whether a connection that died may be replaced.
 //!
-//! One per worker: no other thread ever sees these connections. The HTTP is our own, over httparse: [`message`] reads
-//! a reply, [`wire`] is a connection. hyper's client costs half of all instructions of a call (`perf.md`: it checks a
+//! One per worker: no other thread ever sees these connections. The HTTP is our own, over httparse: `message` reads
+//! a reply, `wire` is a connection. hyper's client costs half of all instructions of a call (`perf.md`: it checks a
 //! token of 512 characters byte by byte, fills a second map of headers, and speaks to a task over a channel); toward
 //! the app, where hostile bytes enter, it is hyper.
 
@@ -136,12 +136,17 @@ impl Upstream {
 
     /// Sends one request and waits for the reply's head.
     ///
-    /// The request goes out at most once. A pooled connection that turns out dead before a byte was written is
+    /// `now` is when it is sent. The request goes out at most once. A pooled connection that turns out dead before a byte was written is
     /// replaced by another; after that a failure is told.
     ///
     /// # Errors
     /// [`NotAnswered`]: WeChat could not be reached, did not answer in time, or answered what is not HTTP.
-    pub async fn send(&self, request: Request<'_>, progress: &Progress) -> Result<Reply, NotAnswered> {
+    pub async fn send(
+        &self,
+        request: Request<'_>,
+        progress: &Progress,
+        now: Instant,
+    ) -> Result<Reply, NotAnswered> {
         let Request { method, target, headers, body } = request;
         let mut out = self.buffer.take();
         for part in [method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n", headers] {
@@ -150,8 +155,8 @@ impl Upstream {
         let mut upload = Upload::new(out, body);
         let to_head = method == Method::HEAD;
         // Whatever the first look at it says is still so at the first write: nothing is waited for in between.
-        while let Some(mut wire) = poll_fn(|cx| Poll::Ready(self.pool.take(cx))).await {
-            match self.exchange(&mut wire, &mut upload, to_head, progress).await {
+        while let Some(mut wire) = poll_fn(|cx| Poll::Ready(self.pool.take(cx, now))).await {
+            match self.exchange(&mut wire, &mut upload, to_head, progress, now).await {
                 Ok(answer) => return Ok(self.reply(wire, upload, answer)),
                 Err(told) if !told.sent && told.failure.cause == Cause::UpstreamClosed => {}
                 Err(told) => {
@@ -170,7 +175,7 @@ impl Upstream {
             );
             return Err(NotAnswered::before_sending(Cause::UpstreamClosed, message));
         }
-        let answer = self.exchange(&mut wire, &mut upload, to_head, progress).await?;
+        let answer = self.exchange(&mut wire, &mut upload, to_head, progress, Instant::now()).await?;
         Ok(self.reply(wire, upload, answer))
     }
 
@@ -179,17 +184,21 @@ impl Upstream {
         self.pool.sweep();
     }
 
-    /// Sends, and reads at the same time: an upstream may answer before it has all of a request.
+    /// Sends, and reads at the same time: an upstream may answer before it has all of a request. The time for that runs
+    /// `from` when it is sent.
     async fn exchange(
         &self,
         wire: &mut Wire,
         upload: &mut Upload,
         to_head: bool,
         progress: &Progress,
+        from: Instant,
     ) -> Result<Answer, NotAnswered> {
         let timeout = self.config.response_timeout;
         let mut reader = HeadReader::default();
         let (mut is_out, mut broken, mut deadline) = (false, None, None);
+        // It was found quiet a moment ago, by this very task, which is woken when that changes.
+        let mut is_quiet = true;
         let answer = poll_fn(|cx| {
             if !is_out && broken.is_none() {
                 match upload.poll(cx, wire) {
@@ -200,7 +209,11 @@ impl Upstream {
                     Poll::Pending => {}
                 }
             }
-            match (reader.poll(cx, wire, to_head), broken.take()) {
+            let head = match std::mem::take(&mut is_quiet) && is_out {
+                true => Poll::Pending,
+                false => reader.poll(cx, wire, to_head),
+            };
+            match (head, broken.take()) {
                 (Poll::Ready(Ok((head, came))), _) => return Poll::Ready(Ok(Answer { head, came, is_out })),
                 (Poll::Ready(Err(none)), _) => return Poll::Ready(Err(NoAnswer::Head(none))),
                 (Poll::Pending, Some(error)) => {
@@ -209,11 +222,11 @@ impl Upstream {
                 (Poll::Pending, None) => {}
             }
             loop {
-                let due = deadline.get_or_insert_with(|| Deadline::after(timeout));
+                let due = deadline.get_or_insert_with(|| Deadline::new(from, timeout));
                 ready!(Pin::new(due).poll(cx));
                 // A long upload has not asked for its answer yet: the time counts from its last byte, and an app that
                 // pauses is no fault of WeChat's.
-                let last = if progress.waits_for_app() { Instant::now() } else { progress.last() };
+                let last = if progress.waits_for_app() { Instant::now() } else { progress.last().max(from) };
                 if last.elapsed() >= timeout {
                     return Poll::Ready(Err(NoAnswer::InTime));
                 }
@@ -221,26 +234,32 @@ impl Upstream {
             }
         })
         .await;
-        answer.map_err(|none| NotAnswered { failure: self.told(none, progress), sent: upload.has_begun() })
+        answer.map_err(|none| {
+            // Of a write that failed inside TLS a part may have left.
+            let sent = upload.has_begun() || (wire.is_tls() && matches!(none, NoAnswer::Head(_)));
+            NotAnswered { failure: self.told(none, progress), sent }
+        })
     }
 
     fn reply(&self, wire: Wire, upload: Upload, answer: Answer) -> Reply {
         let Answer { head: Final { head, mut decoder, is_kept, .. }, mut came, is_out } = answer;
-        let upload = if is_out {
+        let (wire, pool, carries_on) = if is_out {
             let buffer = upload.into_buffer();
             if buffer.capacity() <= LARGEST_BUFFER {
                 self.buffer.set(buffer);
             }
-            None
+            (wire, is_kept.then(|| Rc::clone(&self.pool)), None)
         } else {
-            Some(upload)
+            let (wire, carries_on) = wire.carry_on(upload, self.config.idle_timeout);
+            (wire, None, Some(carries_on))
         };
+        let came_at = Instant::now();
         let mut body = ReplyBody {
             front: Front::default(),
             here: Bytes::new(),
             rest: None,
-            pool: is_kept.then(|| Rc::clone(&self.pool)),
-            carries_on: None,
+            pool,
+            carries_on,
             idle_timeout: self.config.idle_timeout,
             idle: None,
         };
@@ -251,11 +270,11 @@ impl Upstream {
             if let Next::Data(piece) = next {
                 body.here = piece;
             }
-            body.settle(Rest { wire, decoder, came, upload });
+            body.settle(Rest { wire, decoder, came }, came_at);
         } else {
-            body.rest = Some(Box::new(Rest { wire, decoder, came, upload }));
+            body.rest = Some(Box::new(Rest { wire, decoder, came }));
         }
-        Reply { head, body }
+        Reply { head, body, came_at }
     }
 
     async fn connect(&self) -> Result<Wire, NotAnswered> {
@@ -370,6 +389,8 @@ pub struct Reply {
     pub head: ReplyHead,
     /// The body, as it comes.
     pub body: ReplyBody,
+    /// When the head came.
+    pub came_at: Instant,
 }
 
 /// A reply's body as it streams; what was looked at already stands in front. Gives its connection back when it has
@@ -382,7 +403,7 @@ pub struct ReplyBody {
     rest: Option<Box<Rest>>,
     /// Where the connection goes afterwards, if it may.
     pool: Option<Rc<Pool>>,
-    /// A request that was answered before it had gone out goes on behind its answer.
+    /// A request that was answered before it had gone out goes on beside its answer.
     carries_on: Option<AbortHandle>,
     idle_timeout: Duration,
     idle: Option<Deadline>,
@@ -393,7 +414,6 @@ struct Rest {
     decoder: Decoder,
     /// What came and has not been handed on.
     came: BytesMut,
-    upload: Option<Upload>,
 }
 
 /// Pieces that are here. Nearly always it is one.
@@ -448,6 +468,12 @@ impl ReplyBody {
         }
     }
 
+    /// Whether all of it is here.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.rest.is_none()
+    }
+
     /// All that was looked at so far.
     #[must_use]
     pub fn looked_at(&self) -> Vec<u8> {
@@ -457,11 +483,11 @@ impl ReplyBody {
     /// Ends a request that was answered before it had gone out, together with its connection. Left to itself it
     /// would wait, and keep the body, for as long as the other side does not close.
     pub fn end_upload(&mut self) {
-        if self.rest.as_ref().is_some_and(|rest| rest.upload.is_some()) {
-            self.rest = None;
-        }
-        if let Some(carries_on) = self.carries_on.take() {
+        if let Some(carries_on) = self.carries_on.take()
+            && !carries_on.is_finished()
+        {
             carries_on.abort();
+            self.rest = None;
         }
     }
 
@@ -475,25 +501,18 @@ impl ReplyBody {
                 Ok(Next::Data(piece)) => {
                     self.idle = None;
                     if let Some(rest) = self.rest.take_if(|rest| rest.decoder.is_end()) {
-                        self.settle(*rest);
+                        self.settle(*rest, Instant::now());
                     }
                     return Poll::Ready(Some(Ok(piece)));
                 }
                 Ok(Next::End) => {
                     if let Some(rest) = self.rest.take() {
-                        self.settle(*rest);
+                        self.settle(*rest, Instant::now());
                     }
                     return Poll::Ready(None);
                 }
                 Ok(Next::More) => {}
                 Err(what) => return Poll::Ready(Some(Err(self.broke_off(what)))),
-            }
-            if let Some(upload) = &mut rest.upload
-                && upload.poll(cx, &mut rest.wire).is_ready()
-            {
-                // Gone, or it never will be; then the connection is none for another call.
-                rest.upload = None;
-                self.pool = None;
             }
             let wanted = rest.decoder.left();
             match rest.wire.fill(cx, &mut rest.came, wanted) {
@@ -536,18 +555,13 @@ impl ReplyBody {
     }
 
     /// All of the body is here: lets the connection go, which may carry the next call.
-    fn settle(&mut self, rest: Rest) {
-        let Rest { wire, came, upload, .. } = rest;
+    fn settle(&mut self, rest: Rest, now: Instant) {
         self.idle = None;
-        match (upload, self.pool.take()) {
-            // An answer that came before the end of the request: the connection has still to carry the rest.
-            (Some(upload), _) => {
-                let carry = wire::carry_on(wire, upload, self.idle_timeout);
-                self.carries_on = Some(tokio::task::spawn_local(carry).abort_handle());
-            }
-            // SECURITY: what came behind the end would be read as the next call's answer.
-            (None, Some(pool)) if came.is_empty() => pool.put(wire),
-            (None, _) => {}
+        // SECURITY: what came behind the end would be read as the next call's answer.
+        if let Some(pool) = self.pool.take()
+            && rest.came.is_empty()
+        {
+            pool.put(rest.wire, now);
         }
     }
 }

@@ -51,7 +51,7 @@ impl Lines {
     pub fn remove(&mut self, name: &[u8]) {
         let old = std::mem::take(self);
         let mut at = 0;
-        for (n, line) in old.text.split_inclusive(|&b| b == b'\n').enumerate() {
+        for (n, line) in lines(&old.text).enumerate() {
             let named = line.split(|&b| b == b':').next().unwrap_or_default();
             if n == 0 || !named.eq_ignore_ascii_case(name) {
                 let from = self.text.len();
@@ -72,13 +72,21 @@ impl Lines {
     /// What is written in place of `written`, which hyper wants to write and whose end is the head it made. `None`
     /// when no head of hyper's is there.
     pub(super) fn in_place_of(&self, written: &[u8]) -> Option<Vec<u8>> {
+        if let Some(out) = self.in_place_of_length(written) {
+            return Some(out);
+        }
         // The last head: of what may stand before it (an interim answer, the rest of a reply without a body) hyper
-        // has not got rid yet. Its own lines have no version in them.
-        let from = memchr::memmem::rfind(written, VERSION)?;
-        let head = written[from..].strip_suffix(b"\r\n\r\n")?;
-        let (version, _) = head.split_at_checked(VERSION.len() + 1)?;
-
-        let hypers = || head.split(|&b| b == b'\n').skip(1).map(<[u8]>::trim_ascii_end);
+        // has not got rid yet.
+        let (mut from, mut at) = (0, 0);
+        for line in lines(written) {
+            at += line.len();
+            if line == b"\r\n" && at < written.len() {
+                from = at;
+            }
+        }
+        let head = written[from..].strip_suffix(b"\r\n").filter(|head| head.ends_with(b"\r\n"))?;
+        let version = head.get(..VERSION.len() + 1).filter(|version| version.starts_with(VERSION))?;
+        let hypers = || lines(head).skip(1);
         let has_length = hypers().any(|line| line.starts_with(LENGTH));
 
         let mut out = Vec::with_capacity(from + self.text.len() + 96);
@@ -93,11 +101,38 @@ impl Lines {
         }
         for line in hypers().filter(|line| self.length.is_none() || !line.starts_with(LENGTH)) {
             out.extend_from_slice(line);
-            out.extend_from_slice(b"\r\n");
         }
         out.extend_from_slice(b"\r\n");
         Some(out)
     }
+}
+
+impl Lines {
+    /// The same where hyper has nothing to say but the length, which WeChat said, too: nearly every reply.
+    fn in_place_of_length(&self, written: &[u8]) -> Option<Vec<u8>> {
+        let version = written.get(..VERSION.len() + 1).filter(|version| version.starts_with(VERSION))?;
+        self.length.as_ref()?;
+        let rest = &written[memchr::memchr(b'\n', written)? + 1..];
+        if !rest.starts_with(LENGTH) || rest[memchr::memchr(b'\n', rest)? + 1..] != *b"\r\n" {
+            return None;
+        }
+        let mut out = Vec::with_capacity(version.len() + self.text.len() + 2);
+        out.extend_from_slice(version);
+        out.extend_from_slice(&self.text);
+        out.extend_from_slice(b"\r\n");
+        Some(out)
+    }
+}
+
+/// The lines of a text, each with its end.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+        let (line, after) = rest.split_at(end);
+        rest = after;
+        Some(line).filter(|line| !line.is_empty())
+    })
 }
 
 /// How a head begins, up to the version's last digit.

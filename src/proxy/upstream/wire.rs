@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::Body;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
@@ -54,6 +55,8 @@ thread_local! {
 pub(super) enum Wire {
     Clear(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// What a reply is read from while another task sends the rest of its request.
+    Half(ReadHalf<Box<Wire>>),
 }
 
 impl Wire {
@@ -62,7 +65,7 @@ impl Wire {
     pub(super) fn is_quiet(&mut self, cx: &mut Context<'_>) -> Quiet {
         let mut byte = [0];
         let mut read = ReadBuf::new(&mut byte);
-        match self.poll_read(cx, &mut read) {
+        match Pin::new(&mut *self).poll_read(cx, &mut read) {
             Poll::Pending => Quiet::Yes,
             Poll::Ready(Ok(())) if !read.filled().is_empty() => Quiet::OutOfStep,
             Poll::Ready(_) => Quiet::Closed,
@@ -81,6 +84,7 @@ impl Wire {
         into.reserve(room);
         let tls = match self {
             Self::Clear(tcp) => return pin!(tcp.read_buf(&mut into.limit(room))).poll(cx),
+            Self::Half(half) => return pin!(half.read_buf(&mut into.limit(room))).poll(cx),
             Self::Tls(tls) => tls,
         };
         // A record at a time, and several may be here. An error after some of them comes again: of TLS nothing is
@@ -96,30 +100,85 @@ impl Wire {
         Poll::Ready(Ok(came))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self {
+    /// Whether a write that failed may have sent something all the same: of a TLS record, a part.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Sends the rest of a request in a task of its own, and gives what its reply is read from: an app may read its
+    /// reply only after it has sent all of its request.
+    pub(super) fn carry_on(self, upload: Upload, idle_timeout: Duration) -> (Self, AbortHandle) {
+        let (read, write) = tokio::io::split(Box::new(self));
+        let sending = tokio::task::spawn_local(send_rest(write, upload, idle_timeout));
+        (Self::Half(read), sending.abort_handle())
+    }
+}
+
+/// A request of which nothing has gone for twice `idle_timeout` is given up; an app that pauses is watched where its
+/// body is read.
+async fn send_rest(mut wire: WriteHalf<Box<Wire>>, mut upload: Upload, idle_timeout: Duration) {
+    let mut idle = None;
+    let mut written = upload.written;
+    poll_fn(|cx| {
+        let ended = upload.poll(cx, &mut wire).is_ready();
+        if ended || written != upload.written {
+            (idle, written) = (None, upload.written);
+        }
+        if ended {
+            return Poll::Ready(());
+        }
+        Pin::new(idle.get_or_insert_with(|| Deadline::after(2 * idle_timeout))).poll(cx)
+    })
+    .await;
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
             Self::Clear(tcp) => Pin::new(tcp).poll_read(cx, into),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, into),
+            Self::Half(half) => Pin::new(half).poll_read(cx, into),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(tcp) => Pin::new(tcp).poll_write(cx, bytes),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Self::Half(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, first: &[u8], then: &[u8]) -> Poll<io::Result<usize>> {
-        match (self, first, then) {
-            (Self::Clear(tcp), one, []) | (Self::Clear(tcp), [], one) => Pin::new(tcp).poll_write(cx, one),
-            (Self::Tls(tls), one, []) | (Self::Tls(tls), [], one) => Pin::new(tls).poll_write(cx, one),
-            (Self::Clear(tcp), ..) => {
-                Pin::new(tcp).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(then)])
-            }
-            (Self::Tls(tls), ..) => {
-                Pin::new(tls).poll_write_vectored(cx, &[IoSlice::new(first), IoSlice::new(then)])
-            }
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, slices),
+            Self::Half(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Clear(_) => Poll::Ready(Ok(())),
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Clear(_) | Self::Half(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Half(_) => Poll::Ready(Ok(())),
         }
     }
 }
@@ -161,7 +220,7 @@ impl HeadReader {
         }
         let head = loop {
             let mut read = ReadBuf::new(&mut scratch);
-            match wire.poll_read(cx, &mut read) {
+            match Pin::new(&mut *wire).poll_read(cx, &mut read) {
                 Poll::Pending => break Poll::Pending,
                 Poll::Ready(Err(error)) => break Poll::Ready(Err(NoHead::Broken(error))),
                 Poll::Ready(Ok(())) if read.filled().is_empty() => break Poll::Ready(Err(NoHead::Closed)),
@@ -217,7 +276,7 @@ pub(super) struct Upload {
     /// A piece that goes as it came, after `out`.
     piece: Bytes,
     body: Outgoing,
-    /// How many bytes may have left.
+    /// How many bytes have been given to the connection.
     written: u64,
 }
 
@@ -246,7 +305,12 @@ impl Upload {
     }
 
     /// Sends what there is, until all of it has gone.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, wire: &mut Wire) -> Poll<Result<(), Stuck>> {
+    pub(super) fn poll<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &mut W,
+    ) -> Poll<Result<(), Stuck>> {
+        let mut wire = Pin::new(wire);
         loop {
             let waits = match self.gather(cx) {
                 Poll::Ready(Ok(())) => false,
@@ -255,19 +319,22 @@ impl Upload {
             };
             if self.is_written() {
                 // TLS may still hold some of it.
-                ready!(wire.poll_flush(cx)).map_err(Stuck::Wire)?;
+                ready!(wire.as_mut().poll_flush(cx)).map_err(Stuck::Wire)?;
                 return if waits { Poll::Pending } else { Poll::Ready(Ok(())) };
             }
             while !self.is_written() {
-                let written = ready!(wire.poll_write(cx, &self.out[self.at..], &self.piece));
-                let written = match written {
+                let out = &self.out[self.at..];
+                let written = match (out.is_empty(), self.piece.is_empty()) {
+                    (_, true) => wire.as_mut().poll_write(cx, out),
+                    (true, _) => wire.as_mut().poll_write(cx, &self.piece),
+                    _ => {
+                        wire.as_mut().poll_write_vectored(cx, &[IoSlice::new(out), IoSlice::new(&self.piece)])
+                    }
+                };
+                let written = match ready!(written) {
                     Ok(0) => return Poll::Ready(Err(Stuck::Wire(io::ErrorKind::WriteZero.into()))),
                     Ok(written) => written,
-                    Err(error) => {
-                        // Of a TLS record a part may have left.
-                        self.written += u64::from(matches!(wire, Wire::Tls(_)));
-                        return Poll::Ready(Err(Stuck::Wire(error)));
-                    }
+                    Err(error) => return Poll::Ready(Err(Stuck::Wire(error))),
                 };
                 self.written += written as u64;
                 let of_out = written.min(self.out.len() - self.at);
@@ -307,25 +374,6 @@ impl Upload {
     }
 }
 
-/// Sends the rest of a request whose answer has been read, and lets the connection go: so that an app which reads its
-/// answer only after its request gets that far.
-pub(super) async fn carry_on(mut wire: Wire, mut upload: Upload, idle_timeout: Duration) {
-    let mut idle = None;
-    let mut written = upload.written;
-    poll_fn(|cx| {
-        let ended = upload.poll(cx, &mut wire).is_ready();
-        if ended || written != upload.written {
-            (idle, written) = (None, upload.written);
-        }
-        if ended {
-            return Poll::Ready(());
-        }
-        // An app that pauses is watched where its body is read.
-        Pin::new(idle.get_or_insert_with(|| Deadline::after(2 * idle_timeout))).poll(cx)
-    })
-    .await;
-}
-
 /// Idle connections, the one used last on top.
 #[derive(Default)]
 pub(super) struct Pool {
@@ -341,8 +389,7 @@ struct Idle {
 
 impl Pool {
     /// A connection that may carry a call now.
-    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Wire> {
-        let now = Instant::now();
+    pub(super) fn take(&self, cx: &mut Context<'_>, now: Instant) -> Option<Wire> {
         loop {
             // Not in a `while let`, which would hold the borrow while the body wants it.
             let mut connection = self.idle.borrow_mut().pop_back()?;
@@ -355,8 +402,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn put(&self, wire: Wire) {
-        let now = Instant::now();
+    pub(super) fn put(&self, wire: Wire, now: Instant) {
         if self.distrusted_until.get().is_some_and(|until| now < until) {
             return;
         }

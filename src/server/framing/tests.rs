@@ -392,6 +392,44 @@ fn poison_is_handed_out_even_where_there_is_hardly_room() {
 }
 
 #[test]
+fn every_head_comes_out_as_it_went_in_however_it_is_cut() {
+    let heads = [
+        "GET /a?b=c HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /x HTTP/1.1\r\nhOST:a\r\ncontent-LENGTH:5\r\nX-Empty:\r\nX-Tab: a\tb\r\n\r\n",
+        "POST /y HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET / HTTP/1.0\r\n\r\n",
+    ];
+    let bodies = ["", "hello", "5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", ""];
+    let stream: String = heads.iter().zip(bodies).map(|(head, body)| format!("{head}{body}")).collect();
+    for cut in 1..=stream.len() {
+        let (mut framing, mut passed) = (Framing::new(), Passed::default());
+        for piece in stream.as_bytes().chunks(cut) {
+            framing.scan(piece, &mut passed).unwrap();
+        }
+        let came: Vec<_> =
+            passed.whole.iter().map(|head| String::from_utf8_lossy(head).into_owned()).collect();
+        assert_eq!(came, heads, "in pieces of {cut}");
+        assert!(passed.part.is_empty());
+    }
+}
+
+#[test]
+fn control_characters_are_found_at_any_place() {
+    for length in 0..40 {
+        for byte in 0..=255_u8 {
+            let mut bytes = vec![b'a'; length];
+            assert_eq!(printable(&bytes), length);
+            for at in 0..length {
+                bytes[at] = byte;
+                let hit = byte < b' ' || byte == 0x7f;
+                assert_eq!(printable(&bytes), if hit { at } else { length }, "{byte:#x} at {at} of {length}");
+                bytes[at] = 0xff;
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_looked_for_is_found_at_any_place() {
     for length in 0..70 {
         let mut bytes = vec![b'a'; length];
