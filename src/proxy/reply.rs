@@ -23,10 +23,6 @@ pub struct Outbound {
     ends_connection: Option<Connection>,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every reply is WeChat's, and a box for it would be an allocation a call"
-)]
 enum Content {
     Ours(Option<Bytes>),
     WeChats(ReplyBody, Masking),

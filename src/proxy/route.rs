@@ -397,10 +397,10 @@ fn identify(
             return Ok(Arc::clone(client));
         }
     }
-    if let Action::AppendSecret(SecretForm { secret: Some(secret), .. }) = action {
-        if let Some(client) = named(query, secret).find_map(|key| clients.by_key(&key).cloned()) {
-            return Ok(client);
-        }
+    if let Action::AppendSecret(SecretForm { secret: Some(secret), .. }) = action
+        && let Some(client) = named(query, secret).find_map(|key| clients.by_key(&key).cloned())
+    {
+        return Ok(client);
     }
     Err(told(what))
 }
