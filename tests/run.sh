@@ -53,6 +53,8 @@ tools() {
   need openssl openssl
   # For the store that replicas share.
   need redis-server redis-server
+  # For fleets whose clocks are an hour apart.
+  need faketime faketime
   need node nodejs
   need npm npm
   need nginx nginx-light
@@ -92,6 +94,7 @@ step "command line" bash tests/cli.sh "$target/release/wechat-sidecar"
 step "entries" bash tests/entries.sh "$target/release/wechat-sidecar"
 step "central token server" bash tests/central.sh "$target/release/wechat-sidecar"
 step "clients of others" bash tests/clients/run.sh "$target/release/wechat-sidecar"
+step "fleets" bash tests/fleet/run.sh "$target/release/wechat-sidecar"
 step "under fire" bash tests/fire/run.sh "$target/release/wechat-sidecar"
 step "SDKs" bash tests/sdks/run.sh "$target/release/wechat-sidecar"
 step "page" bash tests/page/run.sh "$target/release/wechat-sidecar" "$target/page"

@@ -567,10 +567,15 @@ fn what_is_told_wrongly_is_found() {
     }
     let table = "\n## Security\n\n| Who | What | Test |\n|---|---|---|\n";
     assert!(
-        unbacked("Security", &format!("{table}| a | b | `it_holds` |\n\n| c |\n"), "async fn it_holds() {").is_empty()
+        unbacked("Security", &format!("{table}| a | b | `it_holds` |\n\n| c |\n"), "async fn it_holds() {")
+            .is_empty()
     );
     for bad in ["| a | b | `it_hold` |", "| a | b |", "| a | b |  |"] {
-        assert_eq!(unbacked("Security", &format!("{table}{bad}\n"), "async fn it_holds() {").len(), 1, "{bad}");
+        assert_eq!(
+            unbacked("Security", &format!("{table}{bad}\n"), "async fn it_holds() {").len(),
+            1,
+            "{bad}"
+        );
     }
     assert_eq!(unbacked("Security", "", "").len(), 1);
     let found = |text| nonexistent(Path::new("README.md"), text).len();

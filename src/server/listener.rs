@@ -7,7 +7,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::error::{Cause, Failure};
-use crate::server::{AppSocket, Connection, Wire};
+use crate::server::Connection;
+use crate::server::socket::{AppSocket, Wire};
 
 /// A listener as it is handed to a worker.
 #[derive(Debug)]

@@ -117,12 +117,12 @@ fn request(id: &str, kind: usize, connection: &str) -> String {
         0 => {
             let body = format!(r#"{{"touser":"{id}","msgtype":"text","text":{{"content":"hello"}}}}"#);
             format!(
-                "POST /cgi-bin/message/custom/send HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\nx-call-id: {id}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                "POST /cgi-bin/message/custom/send HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: {connection}\r\nx-call-id: {id}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
                 body.len()
             )
         }
         _ => format!(
-            "GET /cgi-bin/user/info?openid={id}&lang=zh_CN HTTP/1.1\r\nHost: a\r\nConnection: {connection}\r\nx-call-id: {id}\r\n\r\n"
+            "GET /cgi-bin/user/info?openid={id}&lang=zh_CN HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: {connection}\r\nx-call-id: {id}\r\n\r\n"
         ),
     }
 }
