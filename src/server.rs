@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -38,7 +38,7 @@ use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use crate::deadline::Deadline;
-use crate::error::Failure;
+use crate::error::{ERROR_HEADER, Failure};
 use crate::server::entry::{Entry, Opened};
 use crate::server::framing::{Guarded, Heads, Patience};
 use crate::server::gate::Gate;
@@ -440,7 +440,15 @@ async fn serve_connection<S: Wire, H: Handler>(
         let connection = connection.clone();
         connection.0.requests.set(connection.0.requests.get() + 1);
         connection.0.head.replace(connection.0.heads.take().unwrap_or_default());
-        async move { Ok::<_, std::convert::Infallible>(handler.handle(request, &connection).await) }
+        async move {
+            let mut reply = handler.handle(request, &connection).await;
+            if reply.headers().contains_key(&ERROR_HEADER) && connection.0.heads.is_in_body() {
+                // Who is answered while it still sends has to be told that hyper will not read on: it would make its
+                // next call on a connection that is about to end.
+                reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(reply)
+        }
     });
     let serving = http1::Builder::new()
         // The guard has one of its own, which knows whether a head has begun.

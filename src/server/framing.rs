@@ -89,9 +89,17 @@ struct Passed {
     whole: VecDeque<Vec<u8>>,
     /// How many there were.
     number: u64,
+    /// Some of the last one's body is still to come.
+    in_body: bool,
 }
 
 impl Heads {
+    /// Whether some of the body of the request that came last is still to come.
+    #[must_use]
+    pub fn is_in_body(&self) -> bool {
+        self.0.borrow().in_body
+    }
+
     /// The oldest, which is that of the request hyper hands over next.
     #[must_use]
     pub fn take(&self) -> Option<Vec<u8>> {
@@ -133,7 +141,9 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
         let polled = Pin::new(&mut this.io).poll_read(cx, &mut read);
         if let Poll::Ready(Ok(())) = polled {
             let bytes = read.filled();
-            match this.framing.scan(bytes, &mut this.heads.0.borrow_mut()) {
+            let scanned = this.framing.scan(bytes, &mut this.heads.0.borrow_mut());
+            this.heads.0.borrow_mut().in_body = this.framing.awaited() == Awaited::Body;
+            match scanned {
                 Ok(()) => out.put_slice(bytes),
                 Err((good, violation)) => {
                     // The reply is hyper's and has no words, so this line is where the reason is told; once, as

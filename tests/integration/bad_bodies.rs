@@ -29,6 +29,22 @@ async fn a_length_above_max_body_gets_413_at_once() {
 }
 
 #[tokio::test]
+async fn an_app_that_is_answered_while_it_still_sends_is_told_that_the_connection_ends() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::configured(&upstream, |config| config.proxy.max_body = 1000).await;
+    let early = "POST /no/such/thing HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n";
+    let mut client = sidecar.connect().await;
+    let reply = client.call(early).await;
+    assert_eq!((reply.status, reply.header("connection")), (403, Some("close")), "{reply:?}");
+    client.assert_closed("it was told").await;
+    // With all of it here, there is nothing in the way of the next call.
+    let mut client = sidecar.connect().await;
+    let reply = client.call(early.to_owned() + "0123456789").await;
+    assert_eq!((reply.status, reply.header("connection")), (403, None), "{reply:?}");
+    client.call(post("Content-Length: 2\r\n") + "{}").await.assert_wechats(200, OK);
+}
+
+#[tokio::test]
 async fn a_413_arrives_while_the_app_still_sends() {
     let upstream = RawUpstream::start().await;
     let sidecar = Sidecar::configured(&upstream, |config| config.proxy.max_body = 1000).await;
