@@ -132,12 +132,12 @@ impl Admin {
     }
 
     /// SECURITY: whoever may end the process must be on this machine.
-    fn quit(&self, connection: &Connection) -> Reply {
+    fn quit(&self, is_here: bool) -> Reply {
         let text = "text/plain; charset=utf-8";
         let Some(quit) = &self.quit else {
             return reply(StatusCode::NOT_FOUND, text, "set quit_endpoint = true to allow this\n");
         };
-        if !connection.peer().is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
+        if !is_here {
             return reply(StatusCode::FORBIDDEN, text, "only from this machine\n");
         }
         // Nobody listening any more means that a stop is under way.
@@ -203,7 +203,7 @@ impl Handler for Admin {
             Ok(()) => match &path[..] {
                 TOKEN_PATH => self.hand_out(request, connection).await,
                 REFRESH_PATH => self.refresh_for_another(request, connection).await,
-                QUIT_PATH => Ok(self.quit(connection)),
+                QUIT_PATH => Ok(self.quit(guard::is_here(&request, connection))),
                 _ => self.refresh(request, connection).await,
             },
         };

@@ -204,7 +204,8 @@ impl Keyring {
             if now.is_none() || *seen == now {
                 return;
             }
-            *seen = now;
+            // One that cannot be opened now may be later, without another stamp.
+            *seen = now.filter(|_| fs::File::open(&self.0.path).is_ok());
         }
         match Clients::read(&self.0.path, &self.0.accounts) {
             Ok(clients) => {

@@ -15,7 +15,8 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 /// What the system refused; the process is then as safe as its user.
 pub fn harden() -> io::Result<()> {
     // First what a new program of ours would inherit, should there ever be one.
-    rlimit::Resource::CORE.set(0, 0)?;
+    let limited = rlimit::Resource::CORE.set(0, 0);
+    // The stronger of the two, whatever became of the first.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(())
+    limited
 }

@@ -193,11 +193,18 @@ impl Proxy {
             Action::AppendSecret(SecretForm { body: true, .. }) => {
                 let (head, body) = request.into_parts();
                 let body = read_small(body, credential::MAX_SECRET_BODY, self.limits.idle_timeout).await?;
+                let before = route.account.appid();
                 match credential::into_body(&self.routes, &mut route, &body)? {
                     Some(body) => {
                         // It may have named another account of ours, on other terms.
                         record.route(route.account.appid(), route.action);
                         route.check(&head.method)?;
+                        if route.account.appid() != before {
+                            record.place = None;
+                            let path = route.target.path();
+                            record.place =
+                                Some(self.admission.enter(route.account, &head.method, path).await?);
+                        }
                         Call::of(head, body, heading, &self.limits)
                     }
                     None => return Ok(Answer::Ours(answer::unknown_appid())),

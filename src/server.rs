@@ -12,7 +12,7 @@ mod listener;
 pub mod local;
 mod socket;
 pub mod spliced;
-mod wordless;
+pub mod wordless;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;

@@ -210,7 +210,11 @@ pub fn client_config(extra: &ExtraRoots) -> Arc<ClientConfig> {
         // SECURITY: `dangerous` is rustls's word for any verifier but its own; ours ask that one first.
         Some(file) => {
             let verifier = Arc::clone(&file.verifier) as Arc<dyn ServerCertVerifier>;
-            config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+            let mut config =
+                config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+            // A session that is taken up again is not verified again, and the file may have changed since.
+            config.resumption = rustls::client::Resumption::disabled();
+            config
         }
         None if extra.pins.is_empty() => {
             let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };

@@ -194,7 +194,8 @@ pub(super) fn rates(text: &str) -> Parsed<Vec<Rate>> {
 /// `name: value`.
 pub(super) fn required(text: &str) -> Parsed<(HeaderName, HeaderValue)> {
     let remedy = "write it as a name and a value, such as x-from-app: yes";
-    let refused = |what: &str| Refusal::new(what, remedy);
+    // SECURITY: who knows the value is taken for the app.
+    let refused = |what: &str| Refusal { hide: true, ..Refusal::new(what, remedy) };
     let (name, value) =
         text.split_once(':').ok_or_else(|| refused("it has no colon between a name and a value"))?;
     let name = HeaderName::from_bytes(name.trim().as_bytes())

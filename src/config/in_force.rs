@@ -5,7 +5,7 @@
 use super::Config;
 use super::file::{Table, Written};
 use super::problem::{Place, shown};
-use super::settings::{ACCOUNT_KEYS, Fallback, SETTINGS, Setting, Verb, get};
+use super::settings::{ACCOUNT_KEYS, Fallback, Kind, SETTINGS, Setting, Verb, get};
 use crate::admin::status::InForce;
 
 /// What `run` was told and what holds by default; then, account by account, what the file's tables say.
@@ -34,6 +34,9 @@ pub(super) fn in_force(values: &Table, accounts: &[(Table, Place)], config: &Con
 fn told(setting: &Setting, key: String, written: &Written) -> InForce {
     let value = if setting.is_secret() {
         "***".to_owned()
+    } else if setting.kind == Kind::Header {
+        // SECURITY: who knows the value is taken for the app.
+        format!("{}: ***", written.text.split(':').next().unwrap_or_default().trim())
     } else {
         let shown = shown(&written.text);
         // Quotes are for messages, where a value stands in a sentence.

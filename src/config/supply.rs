@@ -135,6 +135,11 @@ pub(super) fn egress(reader: &mut Reader, upstream: Option<&Origin>) -> Option<O
             "upstream is http://, so that the AppSecret would go to the proxy in clear.",
             "use an https:// upstream, or a proxy on this machine",
         ))
+    } else if egress.is_tls() && reader.sources.values.contains_key("upstream_pins") {
+        Some((
+            "It is an https:// proxy, whose certificate has none of the keys in upstream_pins.",
+            "reach the proxy by http:// (the way to WeChat through it stays TLS), or leave upstream_pins out",
+        ))
     } else {
         None
     };

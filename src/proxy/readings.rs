@@ -43,7 +43,7 @@ pub fn any(path: &str, differs: impl Fn(&str) -> bool) -> bool {
 }
 
 /// Whether no step changes anything.
-pub fn is_plain(path: &str) -> bool {
+fn is_plain(path: &str) -> bool {
     let mut before = b' ';
     for byte in path.bytes() {
         match byte {

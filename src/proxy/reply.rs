@@ -12,7 +12,7 @@ use crate::error::Failure;
 use crate::proxy::mask::{Mask, Masking};
 use crate::proxy::record::Record;
 use crate::proxy::upstream::{Cut, Reply, ReplyBody};
-use crate::server::Connection;
+use crate::server::{Connection, wordless};
 
 /// A reply's body on its way to the app.
 pub struct Outbound {
@@ -23,9 +23,14 @@ pub struct Outbound {
     ends_connection: Option<Connection>,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every reply is WeChat's, and a box for it would be an allocation a call"
+)]
 enum Content {
     Ours(Option<Bytes>),
-    WeChats(ReplyBody, Masking),
+    /// WeChat's, and the end of a piece that goes by itself.
+    WeChats(ReplyBody, Masking, Option<Bytes>),
 }
 
 impl Content {
@@ -35,8 +40,11 @@ impl Content {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
-            Self::WeChats(body, masking) => loop {
-                let go = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+            Self::WeChats(_, _, last) if last.is_some() => {
+                Poll::Ready(last.take().map(|last| Ok(Frame::data(last))))
+            }
+            Self::WeChats(body, masking, last) => loop {
+                let mut go = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(piece) => masking.push(piece),
                         Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
@@ -47,6 +55,11 @@ impl Content {
                 };
                 // All of it may be held back, as what could be the beginning of a credential.
                 if !go.is_empty() {
+                    // SECURITY: the socket takes such an end for hyper's own words and puts others in their place.
+                    // Anyone may have stored a file that ends so.
+                    if wordless::is_an_answer(&go) {
+                        *last = Some(go.split_off(go.len() - 1));
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(go))));
                 }
             },
@@ -87,7 +100,7 @@ impl Outbound {
         mask.text(head.text_mut());
         let (status, length) = (head.status, head.length_without_body);
         connection.answer_with(head.into_lines());
-        let content = Content::WeChats(body, Masking::new(mask));
+        let content = Content::WeChats(body, Masking::new(mask), None);
         // Of the head hyper decides what concerns the connection and where the body ends; the rest is in the lines.
         let mut response = Response::new(Self { content, record, ends_connection });
         *response.headers_mut() = connection.map();
@@ -130,7 +143,9 @@ impl Body for Outbound {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Content::WeChats(body, masking) => body.is_end_stream() && masking.held() == 0,
+            Content::WeChats(body, masking, last) => {
+                body.is_end_stream() && masking.held() == 0 && last.is_none()
+            }
         }
     }
 
@@ -139,8 +154,8 @@ impl Body for Outbound {
             Content::Ours(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Content::WeChats(body, masking) => {
-                let held = masking.held() as u64;
+            Content::WeChats(body, masking, last) => {
+                let held = (masking.held() + last.as_ref().map_or(0, Bytes::len)) as u64;
                 body.size_hint()
                     .exact()
                     .map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + held))

@@ -339,7 +339,7 @@ impl Route<'_> {
             policy.check_folded(method, &meant).is_err()
                 || allow.is_some_and(|(rules, _)| rules.find_folded(method, &meant).is_none())
         };
-        if !readings::is_plain(path) && readings::any(path, denied) {
+        if readings::any(path, denied) {
             return Err(ambiguous("which is not allowed"));
         }
         Ok(())

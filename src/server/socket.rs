@@ -98,18 +98,26 @@ impl<S: Wire> AppSocket<S> {
         Ok(text.map(|text| Instead { text, done: 0, of: first.len() }))
     }
 
-    /// Passes on what became of a write; one that has waited too long fails. An app that stops reading would
-    /// otherwise hold its connection, and WeChat's, for ever.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let timeout = self.idle_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Deadline::after(timeout));
-        ready!(Pin::new(stalled).poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app has stopped reading its reply")))
+        in_time(&mut self.stalled, self.idle_timeout, cx, written)
     }
+}
+
+/// Passes on what became of a write; one that has waited too long fails. An app that stops reading would otherwise hold
+/// its connection, and WeChat's, for ever.
+fn in_time<T>(
+    stalled: &mut Option<Deadline>,
+    timeout: Duration,
+    cx: &mut Context<'_>,
+    written: Poll<io::Result<T>>,
+) -> Poll<io::Result<T>> {
+    if written.is_ready() {
+        *stalled = None;
+        return written;
+    }
+    let stalled = stalled.get_or_insert_with(|| Deadline::after(timeout));
+    ready!(Pin::new(stalled).poll(cx));
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app has stopped reading its reply")))
 }
 
 /// Buffers that are written at once behind a head: the body's, which are few.
@@ -202,8 +210,12 @@ impl<S: Wire> AsyncWrite for AppSocket<S> {
         let lingering = match &mut this.lingering {
             Some(lingering) => lingering,
             none => {
-                ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-                none.insert(Lingering::new())
+                let said = Pin::new(&mut this.stream).poll_shutdown(cx);
+                none.insert({
+                    // Of TLS a last word is written, which an app that reads nothing never takes.
+                    ready!(in_time(&mut this.stalled, this.idle_timeout, cx, said))?;
+                    Lingering::new()
+                })
             }
         };
         if draining && !lingering.hurried {

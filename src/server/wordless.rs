@@ -4,8 +4,8 @@
 
 use crate::error::{Cause, Failure};
 
-/// hyper's own answers, byte for byte (`auto_date_header` is off). Nothing else ends so: WeChat's replies have more
-/// headers than these two, and ours have a body.
+/// hyper's own answers, byte for byte (`auto_date_header` is off). No other write ends so: WeChat's heads have more
+/// headers than these two, ours have a body, and a piece of a body that does is cut before its last byte.
 const ANSWERS: [(&[u8], Cause, &str); 3] = [
     (
         b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
@@ -24,10 +24,16 @@ const ANSWERS: [(&[u8], Cause, &str); 3] = [
     ),
 ];
 
+/// Whether `bytes` end in what may be taken for an answer of hyper's.
+#[must_use]
+pub fn is_an_answer(bytes: &[u8]) -> bool {
+    // Nearly all fail this, by their last bytes.
+    bytes.ends_with(b"\r\ncontent-length: 0\r\n\r\n")
+}
+
 /// What to write in place of `bytes`, if they end in an answer of hyper's.
 pub(super) fn words(bytes: &[u8]) -> Option<Vec<u8>> {
-    // Nearly every write fails this, by its last bytes.
-    if !bytes.ends_with(b"\r\ncontent-length: 0\r\n\r\n") {
+    if !is_an_answer(bytes) {
         return None;
     }
     let (answer, cause, message) = ANSWERS.iter().find(|(answer, ..)| bytes.ends_with(answer))?;

@@ -30,9 +30,11 @@ impl Pins {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut pins: Vec<[u8; 32]> = Vec::new();
         for pin in text.split(',').map(str::trim) {
-            let digest = pin.strip_prefix("sha256/").map(|rest| rest.strip_prefix('/').unwrap_or(rest));
-            let digest = digest.and_then(|digest| STANDARD.decode(digest).ok());
-            let digest = digest.and_then(|digest| digest.try_into().ok()).ok_or_else(|| {
+            // curl writes two slashes; one may also begin the digest, as base64 has it.
+            let written = pin.strip_prefix("sha256/").unwrap_or_default();
+            let spellings = [Some(written), written.strip_prefix('/')];
+            let digest = |text| STANDARD.decode(text).ok().and_then(|digest| digest.try_into().ok());
+            let digest = spellings.into_iter().flatten().find_map(digest).ok_or_else(|| {
                 "a pin is not sha256/ and 44 characters of base64; copy one of those that a refused connection names in the log"
                     .to_owned()
             })?;
@@ -246,6 +248,8 @@ mod tests {
         let pin = "sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
         let both = format!("{pin}, {}", pin.replace("sha256/", "sha256//"));
         assert_eq!(Pins::parse(&both).unwrap().len(), 1, "the same twice");
+        let slashed = "sha256//7DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        assert_eq!(Pins::parse(slashed).unwrap().len(), 1, "a slash may be the digest's own");
         for bad in [
             "",
             "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",

@@ -312,7 +312,7 @@ impl TokenSource for ClassicSource {
     /// whose tokens are apart from these and the same for all who ask (`wechat-api.md` 2): sixteen replicas that lost
     /// their store would void each other's tokens for as long as it is out.
     async fn fetch(&self, want: Want<'_>) -> Result<Token, FetchError> {
-        if want.alone {
+        if want.alone && !want.force {
             match self.0.stable(false, want.new_secret).await {
                 // It may not be for this account.
                 Err(refused) if refused.class != Class::Transient => {}

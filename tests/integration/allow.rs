@@ -63,6 +63,16 @@ async fn by_default_every_known_path_passes_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_rule_with_capitals_holds_for_the_path_in_lower_case_too() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::set(&upstream, &[("deny", "/wxa/getLiveInfo")]).await;
+    refused(&upstream, &sidecar, &["GET /wxa/getLiveInfo"], 403, "not-allowed").await;
+    refused(&upstream, &sidecar, &["GET /wxa/getliveinfo", "GET /wxa/GETLIVEINFO"], 400, "ambiguous-path")
+        .await;
+    passes(&upstream, &sidecar, &["GET /wxa/getwxacode"]).await;
+}
+
+#[tokio::test]
 async fn lists_say_what_passes_and_deny_wins_and_is_named() {
     let upstream = RawUpstream::start().await;
     let settings = [

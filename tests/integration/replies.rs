@@ -39,6 +39,26 @@ async fn a_reply_comes_back_as_it_was_sent() {
 }
 
 #[tokio::test]
+async fn a_file_that_ends_like_an_answer_of_ours_comes_whole_and_the_next_reply_is_its_own() {
+    let end = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    for size in [0, 10, 70_000, 300_000] {
+        let body = "a".repeat(size) + end;
+        let file = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let upstream = RawUpstream::playing([say(&file)]).await;
+        let sidecar = Sidecar::before(&upstream).await;
+        let mut client = sidecar.connect().await;
+        client.call(GET).await.assert_wechats(200, &body);
+        client.call("GET /no/such/thing HTTP/1.1\r\nHost: a\r\n\r\n").await.assert_ours(403, "not-allowed");
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_sidecar_says_does_not_come_from_upstream() {
+    let answer = "HTTP/1.1 200 OK\r\nX-WeChat-Sidecar-Error: no-token\r\nx-wechat-sidecar-attempts: 2\r\nContent-Length: 2\r\n\r\nok";
+    assert_eq!(answered(GET, answer).await.headers, [("Content-Length".to_owned(), "2".to_owned())]);
+}
+
+#[tokio::test]
 async fn no_header_is_added_to_a_reply() {
     let reply = answered(GET, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(reply.headers, [("Content-Length".to_owned(), "2".to_owned())]);

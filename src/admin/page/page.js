@@ -82,6 +82,7 @@
   const REASONS_ZH = [
     [/^startup$/, "启动"], [/^ahead of its end$/, "提前刷新"], [/^the secret changed$/, "密钥已更换"],
     [/^an operator asked$/, "人工刷新"], [/^an operator forced it$/, "人工强制刷新"], [/^adopted from the store$/, "从存储采用"],
+    [/^looked for another$/, "向中控服务器询问"],
     [/^(\S+) was refused with (\d+)$/, "$1 被拒（$2）"], [/^(\S+) was reported as refused$/, "$1 被上报为失效"],
     [/^(\S+) was refused at another replica$/, "$1 在其他副本被拒"],
   ];

@@ -98,6 +98,8 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
             }
             Field::TransferEncoding => framing.encoding(header.value)?,
             Field::Neighbours => {}
+            // What these say is ours to say.
+            Field::Other if starts_with_ours(name) => {}
             field => {
                 is_encoded |= field == Field::ContentEncoding && !is_identity(header.value);
                 lines.push(name, header.value);
@@ -113,6 +115,12 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
         ReplyHead { status, is_encoded, length_without_body: framing.length.filter(|_| to_head), lines };
     let is_kept = !closes && (version == 1 || keeps) && !decoder.ends_with_connection();
     Ok(Head::Final(Final { length, head, decoder, is_kept }))
+}
+
+/// Whether a header is one that only we give.
+fn starts_with_ours(name: &[u8]) -> bool {
+    const OURS: &[u8] = b"x-wechat-sidecar-";
+    name.get(..OURS.len()).is_some_and(|head| head.eq_ignore_ascii_case(OURS))
 }
 
 /// Whether every line that ends at or behind `from` ends with CR LF.

@@ -44,6 +44,13 @@ pub(super) enum Asked {
     Lease,
 }
 
+impl Asked {
+    /// Whether a store that can only be read fails at it.
+    pub(super) fn is_a_write(self) -> bool {
+        !matches!(self, Self::Load)
+    }
+}
+
 const ASKED: [&str; 4] = ["load", "save", "refuse", "lease"];
 
 /// The worker's counters.

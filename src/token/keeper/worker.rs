@@ -50,13 +50,15 @@ pub struct Worker<S: TokenSource, T: TokenStore> {
     fetched_at: Option<Instant>,
     /// The store has failed in this round: it is not waited for again before there is a token to save.
     store_is_out: bool,
-    /// At what the store has failed, which was said, and has not done since.
-    store_failed: Option<Asked>,
+    /// At what the store has failed, and when that was said, if it has not worked since.
+    store_failed: Option<(Asked, Instant)>,
     /// The store may not have the token that is served.
     unsaved: bool,
     healed_at: Option<Instant>,
     /// Tokens that were refused here and replaced: a store that could not be written may still call one good.
     refused_before: Vec<Fingerprint>,
+    /// When the last refusal came to us.
+    rejected_at: Option<Instant>,
     failure_told: Option<(Class, Option<i64>, Instant)>,
     foreign_told: Option<Instant>,
 }
@@ -86,6 +88,8 @@ const SOLO_JITTER: Duration = Duration::from_secs(60);
 const SOLO_PAUSE: Duration = Duration::from_secs(5);
 /// Two replicas know of one fetch when it was by their own clocks, give or take the time a message takes.
 const CLOCK_SLACK: Duration = Duration::from_secs(1);
+/// Two fetches of one token are two when they are further apart than a message takes.
+const MESSAGE_SLACK: Duration = Duration::from_millis(250);
 /// A refused token with more life than this did not end by itself: WeChat renews in the last five minutes.
 const YOUNG: Duration = Duration::from_secs(300);
 /// A failure that goes on is told again after this long.
@@ -168,6 +172,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             unsaved: false,
             healed_at: None,
             refused_before: Vec::new(),
+            rejected_at: None,
             failure_told: None,
             foreign_told: None,
         }
@@ -186,7 +191,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             };
             let renewed = self.renew(&reason).await;
             match (&reason, renewed) {
-                (Reason::SecretChange, Err(failure)) => self.keep_on(&failure),
+                (Reason::SecretChange | Reason::Operator { .. }, Err(failure)) => self.keep_on(&failure),
                 (_, renewed) => self.settle(reason, renewed),
             }
             if let Some(ask) = ask {
@@ -277,7 +282,9 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             self.save(&token).await;
         }
         let brought = self.publish(token.clone(), reason, "fetched a token");
-        self.counts.refreshed(reason, false);
+        if *reason != Reason::Look || matches!(brought, Refresh::Another(_)) {
+            self.counts.refreshed(reason, false);
+        }
         self.counts.fetch(reason, Ok(matches!(brought, Refresh::Same(_))));
         if is_news && !first {
             self.save(&token).await;
@@ -307,17 +314,21 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 self.next_reason = why;
                 (wait, None)
             }
-            Ok(Renewed::Later(wait)) => (wait, None),
+            Ok(Renewed::Later(wait)) => {
+                // Nothing was tried: what was wrong before still is.
+                self.state.send_modify(|state| {
+                    (state.busy, state.suspect) = (false, false);
+                    state.rounds += 1;
+                    state.next_at = Instant::now() + wait;
+                });
+                return;
+            }
             Err(failure) => {
                 self.answer = Refresh::No(failure.sentence.clone());
                 let wait = self.backoff.after(&failure);
                 self.tell_failure(&failure, &reason, wait);
-                self.next_reason = match reason {
-                    // A person asks again; by itself nothing is ever forced.
-                    Reason::Operator { .. } => Reason::Ahead,
-                    // The want stays: it is tried again for the same reason until it succeeds.
-                    reason => reason,
-                };
+                // The want stays: it is tried again for the same reason until it succeeds.
+                self.next_reason = reason;
                 (wait, Some(failure))
             }
         };
@@ -333,7 +344,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         });
     }
 
-    /// Ends a round that was to prove a new secret, and did not: everything else stays as it was.
+    /// Ends a round that was to prove a new secret or that a person asked for, and failed: everything else stays as it
+    /// was. By itself nothing of it is tried again.
     fn keep_on(&mut self, failure: &FetchError) {
         self.answer = Refresh::No(failure.sentence.clone());
         self.state.send_modify(|state| {
@@ -398,6 +410,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             self.refusals.begin(&refused);
         }
         refused.forget_accepted();
+        self.rejected_at = Some(Instant::now());
         Reason::Reject { refused, refusal }
     }
 

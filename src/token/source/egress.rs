@@ -66,6 +66,12 @@ impl Egress {
         Ok(Self { url: format!("{scheme}://{address}"), host, login })
     }
 
+    /// Whether the way to it is TLS, too.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.url.starts_with("https://")
+    }
+
     /// Whether it is on this machine.
     #[must_use]
     pub fn is_loopback(&self) -> bool {

@@ -349,3 +349,39 @@ async fn a_token_that_was_refused_here_is_not_taken_again_from_a_store_that_neve
     sleep(secs(5)).await;
     assert_eq!((keeper.current(), wechat.fetches()), (Some(new), 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_hears_that_wechat_holds_to_the_token_tries_it_again_and_fetches_nothing() {
+    let wechat = WeChat::stable();
+    let store = Shared::default();
+    let (one, _worker) = wechat.kept_in(store.clone());
+    let (other, _other_worker) = wechat.kept_in(store.clone());
+    let token = one.token(WAIT).await.unwrap();
+    assert_eq!(other.token(WAIT).await.unwrap(), token);
+    sleep(HOUR).await;
+    let (mine, theirs) = (one.current().unwrap(), other.current().unwrap());
+    // One kind of call is refused for ever, at both of them at once.
+    let both = tokio::join!(one.refresh(&mine, CHRONIC, WAIT), other.refresh(&theirs, CHRONIC, WAIT));
+    assert_eq!(both, (Refresh::Same(token.clone()), Refresh::Same(token.clone())));
+    assert_eq!(wechat.fetches(), 2, "one fetch tells both");
+    sleep(HOUR / 2).await;
+    assert_eq!(wechat.fetches(), 2);
+    for keeper in [&one, &other] {
+        assert_eq!((keeper.current(), keeper.status().failure), (Some(token.clone()), None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_asked_for_in_vain_changes_nothing() {
+    let wechat = WeChat::stable();
+    let (keeper, _worker) = wechat.kept();
+    let token = keeper.token(WAIT).await.unwrap();
+    wechat.fails(busy());
+    for force in [false, true] {
+        assert!(no(keeper.fetch_now(Reason::Operator { force }, WAIT).await).contains("busy"));
+        assert_eq!((keeper.current(), keeper.status().failure), (Some(token.clone()), None));
+    }
+    let fetches = wechat.fetches();
+    sleep(HOUR).await;
+    assert_eq!(wechat.fetches(), fetches, "nor is it tried again by itself");
+}

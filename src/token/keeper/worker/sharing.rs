@@ -38,10 +38,16 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
             newest.as_ref().is_some_and(|newest| token.fetched_at() + CLOCK_SLACK < newest.fetched_at());
         let surely_newer = newest.is_none_or(|newest| token.fetched_at() > newest.fetched_at() + CLOCK_SLACK);
         let was_refused = !surely_newer && self.refused_before.contains(&token.fingerprint());
+        // Another replica has fetched since, and WeChat holds to the very token: it can pass, and is ours to try again.
+        let held_to = Some(&token) == refused
+            && self.rejected_at.is_some_and(|at| token.fetched_at() + MESSAGE_SLACK >= at)
+            && refused.is_some_and(|refused| token.fetched_at() > refused.fetched_at() + MESSAGE_SLACK);
         match (standing, ours) {
+            // What we fetched since is newer than what the store has heard.
+            (_, ours) if lost => self.heal(ours).await,
             (Standing::Refused { news }, Some(ours)) if token == ours => Found::Refused { news },
             (Standing::Good, Some(ours)) if token == ours => Found::Nothing,
-            (_, ours) if lost => self.heal(ours).await,
+            (Standing::Good, _) if held_to => Found::Better(token),
             (Standing::Good, _) if token.is_alive() && Some(&token) != refused && !was_refused => {
                 Found::Better(token)
             }
@@ -134,7 +140,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
         let why = match outcome {
             Ok(Ok(done)) => {
                 // One that is full or read-only can still be read: that is no news.
-                if self.store_failed == Some(asked) {
+                if self.store_failed.is_some_and(|(failed, _)| failed.is_a_write() == asked.is_a_write()) {
                     self.store_failed = None;
                     tracing::info!(appid = %self.appid, store, "the token store works again");
                 }
@@ -151,8 +157,8 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 "the token store ({store}) fails: {why}; each replica fetches for itself until it works"
             ),
         );
-        if self.store_failed.is_none() {
-            self.store_failed = Some(asked);
+        if self.store_failed.is_none_or(|(_, told_at)| told_at.elapsed() >= TELL_FAILURE_AGAIN) {
+            self.store_failed = Some((asked, Instant::now()));
             tracing::warn!(
                 appid = %self.appid, store, error = why, at = ?asked,
                 "the token store fails; going on without it, each replica fetches for itself"
