@@ -1,4 +1,4 @@
-//! Words for hyper's refusals: what it cannot read as a request it answers by itself, with a bare head. [`words`] finds
+//! Words for hyper's refusals: what it cannot read as a request it answers by itself, with a bare head. `words` finds
 //! that head at the end of what hyper writes, and gives the reply the app should get instead: JSON, and a header that
 //! names the cause, like every other error of ours.
 
