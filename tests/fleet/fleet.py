@@ -103,9 +103,9 @@ class Redis:
 class Sidecar(rig.Process):
     """One of the fleet."""
 
-    def __init__(self, name, flags, env=None, under=(), admin="127.0.0.1:0"):
+    def __init__(self, name, flags, env=None, admin="127.0.0.1:0"):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("WECHAT_SIDECAR_")}
-        argv = [*under, rig.BINARY, "run", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--workers", "1",
+        argv = [rig.BINARY, "run", "--listen", "127.0.0.1:0", "--admin-listen", admin, "--workers", "1",
                 "--token-wait", "20s", "--log", "debug,access=info", *flags]
         super().__init__(name, argv, r"listen=(\S+) admin=(\S+)", {**clean, **(env or {})})
         self.address, self.admin = self.said.groups()
@@ -145,11 +145,11 @@ def direct(wechat, *flags):
 
 
 class Fleet:
-    def __init__(self, flags, size, env=None, under=lambda n: (), name="sidecar"):
+    def __init__(self, flags, size, env=lambda n: None, name="sidecar"):
         self.sidecars = []
         for n in range(size):
             own = flags(n) if callable(flags) else flags
-            self.sidecars.append(Sidecar("%s-%d" % (name, n), own, env, under(n)))
+            self.sidecars.append(Sidecar("%s-%d" % (name, n), own, env(n)))
         until("all are ready", lambda: all(s.readiness()["ready"] for s in self.sidecars))
 
     def fingerprints(self):
