@@ -27,16 +27,6 @@ says() {
   done
 }
 
-# until_found TEXT FILE: waits for a line of a process that runs.
-until_found() {
-  for _ in $(seq 300); do
-    grep --quiet "$1" "$2" 2> /dev/null && return
-    sleep 0.1
-  done
-  cat "$2" >&2
-  fail "nobody said: $1"
-}
-
 for command in "" run check wait ca simulate demo man completions; do
   # shellcheck disable=SC2086 # No command is no word.
   expect 0 "help of '$command' is printed, with examples" "$binary" $command --help

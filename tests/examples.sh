@@ -25,16 +25,6 @@ fi
   { cat "$work/pip.log"; fail "the packages of tests/examples/requirements.txt cannot be installed"; }
 export PYTHONPATH="$work/packages"
 
-# until_found TEXT FILE: waits for a line of a process that runs.
-until_found() {
-  for _ in $(seq 300); do
-    grep --quiet "$1" "$2" 2> /dev/null && return
-    sleep 0.1
-  done
-  cat "$2" >&2
-  fail "nobody said: $1"
-}
-
 # A sidecar and a WeChat, for the manifests' settings and the dashboard's metrics.
 "$binary" simulate --listen 127.0.0.1:0 --control-listen 127.0.0.1:0 > "$work/sim" 2> "$work/sim.log" &
 pids+=("$!")

@@ -98,16 +98,6 @@ inside() {
   env --ignore-environment PATH="$PATH" "${environment[@]}" "${enter[@]}" "${entrypoint[0]}" "$@"
 }
 
-# until_found TEXT FILE: waits for a line of a process that runs.
-until_found() {
-  for _ in $(seq 300); do
-    grep --quiet "$1" "$2" 2> /dev/null && return
-    sleep 0.1
-  done
-  cat "$2" >&2
-  fail "nobody said: $1"
-}
-
 list() { find "$root" -path "$root/tmp" -prune -o -printf '%P %y %m %s %T@ %U\n' | sort; }
 list > "$work/before"
 

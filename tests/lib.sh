@@ -47,11 +47,12 @@ says() {
 works() { timeout 60 "$@"; }
 fails() { ! timeout 60 "$@"; }
 
+# until_found TEXT FILE: waits for a line of a process that runs.
 until_found() {
-  for _ in $(seq 300); do
+  for _ in $(seq 600); do
     grep --quiet "$1" "$2" 2> /dev/null && return
     sleep 0.1
   done
   cat "$2" >&2
-  exit 1
+  fail "${2##*/} does not say: $1"
 }

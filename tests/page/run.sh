@@ -12,15 +12,6 @@ for program in node npm chromium curl; do
   command -v "$program" > /dev/null || fail "$program is missing; install it first"
 done
 
-until_found() {
-  for _ in $(seq 600); do
-    grep --quiet "$1" "$2" 2> /dev/null && return
-    sleep 0.1
-  done
-  cat "$2" >&2
-  fail "$2 does not say: $1"
-}
-
 "$binary" simulate --listen 127.0.0.1:0 --control-listen 127.0.0.1:0 > "$work/sim" 2> "$work/sim.log" &
 pids+=("$!")
 until_found "Point a sidecar" "$work/sim"
