@@ -150,8 +150,21 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use tracing::Level;
 
+    /// What was logged so far.
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Lines {
+        /// A log that is written here.
+        pub(super) fn dispatch(&self, filter: &str, format: Format) -> Dispatch {
+            let writer = self.clone();
+            dispatch(&Config { filter: filter.into(), format }, false, move || writer.clone()).unwrap()
+        }
+
+        pub(super) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
 
     impl Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -165,11 +178,8 @@ mod tests {
 
     fn logged(filter: &str, format: Format, what: impl FnOnce()) -> String {
         let lines = Lines::default();
-        let writer = lines.clone();
-        let config = Config { filter: filter.into(), format };
-        tracing::dispatcher::with_default(&dispatch(&config, false, move || writer.clone()).unwrap(), what);
-        let bytes = lines.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        tracing::dispatcher::with_default(&lines.dispatch(filter, format), what);
+        lines.text()
     }
 
     #[test]

@@ -75,30 +75,13 @@ impl<S: Subscriber> Layer<S> for Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{Config, Format, dispatch};
-    use std::io::Write;
-    use std::sync::Arc;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::telemetry::Format;
+    use crate::telemetry::tests::Lines;
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_one_line_is_a_few_and_drowns_no_other() {
         let lines = Lines::default();
-        let writer = lines.clone();
-        let config = Config { filter: "trace".into(), format: Format::Text };
-        let subscriber = dispatch(&config, false, move || writer.clone()).unwrap();
-        let _on = tracing::dispatcher::set_default(&subscriber);
+        let _on = tracing::dispatcher::set_default(&lines.dispatch("trace", Format::Text));
         let storm = || tracing::warn!("a storm");
         let before = left_out();
         for _ in 0..5000 {
@@ -107,10 +90,7 @@ mod tests {
             tracing::debug!("asked for");
         }
         tracing::warn!("another");
-        let count = |words: &str| {
-            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-            text.lines().filter(|line| line.contains(words)).count()
-        };
+        let count = |words: &str| lines.text().lines().filter(|line| line.contains(words)).count();
         assert_eq!(count("a storm"), BURST as usize);
         assert_eq!((count("a call"), count("asked for"), count("another")), (5000, 5000, 1));
         assert!(left_out() - before >= 5000 - u64::from(BURST));

@@ -26,6 +26,19 @@ const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+/// How often either endpoint may be asked.
+fn pace(classic: bool) -> Pace {
+    Pace {
+        ahead: if classic { secs(600) } else { secs(300) },
+        jitter: if classic { secs(60) } else { secs(30) },
+        burst: if classic { 30 } else { 100 },
+        refill: if classic { secs(60) } else { secs(1) },
+        refusal_wait: if classic { secs(300) } else { secs(16) },
+        voids_the_last: classic,
+        look_again: None,
+    }
+}
+
 /// What decides a fetch: how many came before it, and WeChat's own state.
 type Script = Box<dyn FnMut(u64, &mut Rules) -> Result<Token, FetchError> + Send>;
 
@@ -140,16 +153,7 @@ impl TokenSource for WeChat {
     }
 
     fn pace(&self) -> Pace {
-        let classic = self.with(|rules| rules.classic);
-        Pace {
-            ahead: if classic { secs(600) } else { secs(300) },
-            jitter: if classic { secs(60) } else { secs(30) },
-            burst: if classic { 30 } else { 100 },
-            refill: if classic { secs(60) } else { secs(1) },
-            refusal_wait: if classic { secs(300) } else { secs(16) },
-            voids_the_last: classic,
-            look_again: None,
-        }
+        pace(self.with(|rules| rules.classic))
     }
 
     async fn fetch(&self, _: Want<'_>) -> Result<Token, FetchError> {

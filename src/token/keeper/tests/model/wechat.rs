@@ -187,16 +187,7 @@ impl WeChat {
     }
 
     fn pace(&self) -> Pace {
-        let classic = self.with(|inner| inner.classic);
-        Pace {
-            ahead: if classic { secs(600) } else { secs(300) },
-            jitter: if classic { secs(60) } else { secs(30) },
-            burst: if classic { 30 } else { 100 },
-            refill: if classic { secs(60) } else { secs(1) },
-            refusal_wait: if classic { secs(300) } else { secs(16) },
-            voids_the_last: classic,
-            look_again: None,
-        }
+        pace(self.with(|inner| inner.classic))
     }
 }
 
