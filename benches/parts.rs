@@ -18,6 +18,7 @@ use wechat_sidecar::proxy::inject;
 use wechat_sidecar::proxy::inspect::{Inspector, Verdict};
 use wechat_sidecar::proxy::route::Routes;
 use wechat_sidecar::server::Connection;
+use wechat_sidecar::server::framing::RawHead;
 use wechat_sidecar::tls::ExtraRoots;
 use wechat_sidecar::token::Token;
 use wechat_sidecar::token::keeper::TokenKeeper;
@@ -50,7 +51,7 @@ fn main() {
 fn run_inject(times: usize) {
     let (target, token) = (target(), token());
     for _ in 0..times {
-        let written = inject::inject(black_box(&target), black_box(token.expose_encoded()));
+        let written = inject::inject(black_box(&target), black_box(token.encoded().in_query()));
         assert!(written.is_ok());
     }
 }
@@ -91,22 +92,23 @@ fn run_replay(times: usize) {
     let target = written.unwrap_or_else(|failure| panic!("{}", failure.message));
     runtime.block_on(async {
         for _ in 0..times {
+            let raw = RawHead::sound(RAW);
             let request = Request::post(TARGET)
                 .header("Host", "127.0.0.1")
                 .header("User-Agent", "wrk")
                 .header("Authorization", "Basic dXNlcjpwYXNz")
                 .header("Content-Type", "application/json")
                 .header("Content-Length", "200");
-            let (head, ()) = request.body(()).expect("a request").into_parts();
+            let (mut head, ()) = request.body(()).expect("a request").into_parts();
             let heading = Heading {
                 private: &[],
-                raw: RAW,
+                raw: &raw,
                 host: &host,
                 identity: true,
                 connection: &connection,
                 came_at: Instant::now(),
             };
-            let mut call = Call::of(head, body.clone(), heading, &limits);
+            let mut call = Call::of(&mut head, body.clone(), heading, &limits);
             drop(black_box(call.with(&target)));
             assert!(call.again().await);
             drop(black_box(call.with(&target)));

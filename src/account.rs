@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use zeroize::Zeroizing;
 
 use crate::clients;
+use crate::credentials::alphabet::Alphabet;
+use crate::credentials::encoded::PercentEncoded;
 use crate::credentials::{AppId, Secret, SecretOrigin};
 use crate::policy::Policy;
 use crate::rates::Rates;
 use crate::slots::Slots;
 use crate::token::bridge::format::Format;
 use crate::token::keeper::TokenKeeper;
-use crate::token::percent_encode;
 use crate::token::source::Endpoint;
 
 /// One WeChat account as it was configured.
@@ -152,13 +152,15 @@ impl Secrets {
 #[derive(Clone)]
 pub struct Spelled {
     secret: Secret,
-    encoded: Zeroizing<String>,
+    encoded: PercentEncoded,
+    alphabet: Alphabet,
 }
 
 impl Spelled {
     fn new(secret: Secret) -> Self {
-        let encoded = Zeroizing::new(percent_encode(secret.expose()));
-        Self { secret, encoded }
+        let encoded = PercentEncoded::of(secret.expose());
+        let alphabet = Alphabet::of(&[secret.expose(), encoded.expose()]);
+        Self { secret, encoded, alphabet }
     }
 
     /// The secret.
@@ -175,8 +177,14 @@ impl Spelled {
 
     /// As it stands in a query.
     #[must_use]
-    pub fn encoded(&self) -> &str {
+    pub fn encoded(&self) -> &PercentEncoded {
         &self.encoded
+    }
+
+    /// The bytes both are made of.
+    #[must_use]
+    pub fn alphabet(&self) -> &Alphabet {
+        &self.alphabet
     }
 }
 
@@ -245,7 +253,7 @@ mod tests {
         }
         let secrets = account.secrets();
         assert_eq!(
-            (secrets.current().unwrap().expose(), secrets.current().unwrap().encoded()),
+            (secrets.current().unwrap().expose(), secrets.current().unwrap().encoded().expose()),
             ("secret&9", "secret%269")
         );
         let known: Vec<_> = secrets.known().map(Spelled::expose).collect();

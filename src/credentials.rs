@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, Zeroizing};
 
+pub mod alphabet;
+pub mod encoded;
 pub mod keys;
 
 /// An account's public name at WeChat, such as `wx0123456789abcdef`.

@@ -38,6 +38,7 @@ pub mod server;
 pub mod signal;
 pub mod sim;
 pub mod slots;
+pub mod syntax;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

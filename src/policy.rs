@@ -7,7 +7,6 @@
 //!
 //! Rules are kept as a tree of segments, because a list of 200 would cost a call what the rest of its way does.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -166,12 +165,15 @@ struct Compiled {
     exact: Vec<Node>,
     /// In lower case.
     folded: Vec<Node>,
+    /// Whether that changes none.
+    is_lower: bool,
 }
 
 /// Where some rules have come after so many segments. The first node is the root.
 #[derive(Default)]
 struct Node {
-    literals: HashMap<Box<str>, usize>,
+    /// In order, for a search by halves: of the few that there are it is done before a hash is.
+    literals: Vec<(Box<str>, usize)>,
     globs: Vec<(Box<str>, usize)>,
     /// Rules that end here, and rules that go on with `/**`.
     here: Vec<usize>,
@@ -202,7 +204,9 @@ impl Rules {
             nodes
         };
         let (exact, folded) = (compile(false), compile(true));
-        Self(Arc::new(Compiled { rules, exact, folded }))
+        let upper = |segment: &String| segment.bytes().any(|b| b.is_ascii_uppercase());
+        let is_lower = !rules.iter().any(|rule| rule.segments.iter().any(upper));
+        Self(Arc::new(Compiled { rules, exact, folded, is_lower }))
     }
 
     /// The first rule, by its number, that matches these bytes.
@@ -215,6 +219,12 @@ impl Rules {
     #[must_use]
     pub fn find_folded(&self, method: &Method, path: &str) -> Option<usize> {
         self.look(&self.0.folded, method, path)
+    }
+
+    /// Whether the rules are the same in lower case, so that a path without capitals need not be looked for twice.
+    #[must_use]
+    pub fn is_lower(&self) -> bool {
+        self.0.is_lower
     }
 
     /// A rule by its number.
@@ -259,12 +269,26 @@ fn step(nodes: &mut Vec<Node>, from: usize, segment: Box<str>) -> usize {
             }
         }
     } else {
-        *node.literals.entry(segment).or_insert(next)
+        match literal(node, &segment) {
+            Ok(n) => node.literals[n].1,
+            Err(n) => {
+                node.literals.insert(n, (segment, next));
+                next
+            }
+        }
     };
     if to == next {
         nodes.push(Node::default());
     }
     to
+}
+
+/// Where a segment stands among a node's literals, or would.
+fn literal(node: &Node, segment: &str) -> Result<usize, usize> {
+    // By length first, which tells most apart at once.
+    node.literals.binary_search_by(|(literal, _)| {
+        literal.len().cmp(&segment.len()).then_with(|| (**literal).cmp(segment))
+    })
 }
 
 /// Goes down the tree as far as `rest` (the segments still to come, `None` after the last) leads, and notes the rules on
@@ -273,12 +297,12 @@ fn visit(nodes: &[Node], at: usize, rest: Option<&str>, note: &mut impl FnMut(&[
     let node = &nodes[at];
     let Some(rest) = rest else { return note(&node.here) };
     note(&node.below);
-    let (segment, rest) = match rest.split_once('/') {
-        Some((segment, rest)) => (segment, Some(rest)),
+    let (segment, rest) = match memchr::memchr(b'/', rest.as_bytes()) {
+        Some(at) => (&rest[..at], Some(&rest[at + 1..])),
         None => (rest, None),
     };
-    if let Some(&to) = node.literals.get(segment) {
-        visit(nodes, to, rest, note);
+    if let Ok(n) = literal(node, segment) {
+        visit(nodes, node.literals[n].1, rest, note);
     }
     for (glob, to) in &node.globs {
         if matches(glob.as_bytes(), segment.as_bytes()) {
@@ -354,6 +378,12 @@ impl Policy {
     /// Why it is not.
     pub fn check(&self, method: &Method, path: &str) -> Result<(), Denied> {
         judge(&self.allow, &self.deny, |rules| rules.find(method, path))
+    }
+
+    /// Whether the rules of both lists are the same in lower case.
+    #[must_use]
+    pub fn is_lower(&self) -> bool {
+        self.allow.is_lower() && self.deny.is_lower()
     }
 
     /// Whether the call would be, if a server normalized its path to this one (in lower case).

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -40,7 +40,7 @@ use tokio_rustls::server::TlsStream;
 use crate::deadline::Deadline;
 use crate::error::{ERROR_HEADER, Failure};
 use crate::server::entry::{Entry, Opened};
-use crate::server::framing::{Guarded, Heads, Patience};
+use crate::server::framing::{Guarded, Heads, Patience, RawHead, Wanted};
 use crate::server::gate::Gate;
 use crate::server::listener::{Accepted, Accepting, say};
 use crate::server::socket::{AppSocket, Wire};
@@ -106,6 +106,11 @@ pub trait Handler: 'static {
     /// It has ended.
     fn closed(&self) {}
 
+    /// The headers that it reads, if it is just these: the others go by hyper, and are in [`Connection::take_head`] only.
+    fn reads(&self) -> Option<Vec<HeaderName>> {
+        None
+    }
+
     /// Answers one request. Never fails: an error is a reply, too.
     fn handle(
         &self,
@@ -140,7 +145,7 @@ struct State {
     tls: Cell<bool>,
     heads: Heads,
     /// The head of the request that is answered.
-    head: RefCell<Vec<u8>>,
+    head: Cell<RawHead>,
     /// The lines of the reply that hyper is about to write.
     lines: RefCell<Option<Lines>>,
     peer: Cell<Option<SocketAddr>>,
@@ -153,6 +158,11 @@ impl Connection {
     #[must_use]
     pub fn peer(&self) -> Option<SocketAddr> {
         self.0.peer.get()
+    }
+
+    /// One of whose requests a handler wants these lines.
+    fn wanting(wanted: Wanted) -> Self {
+        Self(Rc::new(State { heads: Heads::of(wanted), ..State::default() }))
     }
 
     /// One with this peer.
@@ -171,7 +181,7 @@ impl Connection {
 
     /// The head of the request that is answered, byte for byte. It is there once.
     #[must_use]
-    pub fn take_head(&self) -> Vec<u8> {
+    pub fn take_head(&self) -> RawHead {
         self.0.head.take()
     }
 
@@ -265,6 +275,7 @@ pub async fn serve<H: Handler>(
     mut phase: watch::Receiver<Phase>,
 ) -> io::Result<()> {
     let listener = Accepting::new(listener.into())?;
+    let wanted = handler.reads().map_or_else(Wanted::all, |names| Wanted::only(names, limits.max_head));
     let mut connections = JoinSet::new();
     let turned_away = Rc::new(Cell::new(0));
     let take = |connections: &mut JoinSet<()>, stream: Accepted| {
@@ -272,19 +283,19 @@ pub async fn serve<H: Handler>(
             Ok(place) => place,
             Err(failure) => return turn_away(connections, stream, &entry, &failure, &turned_away),
         };
-        let (handler, phase) = (Rc::clone(&handler), phase.clone());
+        let (handler, wanted, phase) = (Rc::clone(&handler), wanted.clone(), phase.clone());
         let open = Open::new(&handler);
         match (stream, &entry) {
             (Accepted::Tcp(stream), Entry::Http) => {
-                let serving = serve_connection(stream, handler, limits, phase);
+                let serving = serve_connection(stream, handler, wanted, limits, phase);
                 connections.spawn_local(placed(place, while_open(open, serving)));
             }
             (Accepted::Tcp(stream), entry) => {
-                let opening = open_connection(stream, entry.clone(), handler, limits, phase);
+                let opening = open_connection(stream, entry.clone(), handler, wanted, limits, phase);
                 connections.spawn_local(placed(place, while_open(open, opening)));
             }
             (Accepted::Unix(stream), _) => {
-                let serving = serve_connection(stream, handler, limits, phase);
+                let serving = serve_connection(stream, handler, wanted, limits, phase);
                 connections.spawn_local(placed(place, while_open(open, serving)));
             }
         }
@@ -402,6 +413,7 @@ async fn open_connection<H: Handler>(
     stream: TcpStream,
     entry: Entry,
     handler: Rc<H>,
+    wanted: Wanted,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -417,8 +429,8 @@ async fn open_connection<H: Handler>(
         }
     };
     match opened {
-        Opened::Http(stream) => serve_connection(stream, handler, limits, phase).await,
-        Opened::Tls(stream) => serve_connection(*stream, handler, limits, phase).await,
+        Opened::Http(stream) => serve_connection(stream, handler, wanted, limits, phase).await,
+        Opened::Tls(stream) => serve_connection(*stream, handler, wanted, limits, phase).await,
         Opened::Over => {}
     }
 }
@@ -426,10 +438,11 @@ async fn open_connection<H: Handler>(
 async fn serve_connection<S: Wire, H: Handler>(
     stream: S,
     handler: Rc<H>,
+    wanted: Wanted,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let connection = Connection::default();
+    let connection = Connection::wanting(wanted);
     connection.0.tls.set(S::TLS);
     connection.0.peer.set(stream.tcp().and_then(|tcp| tcp.peer_addr().ok()));
     let heads = connection.0.heads.clone();
@@ -439,7 +452,7 @@ async fn serve_connection<S: Wire, H: Handler>(
         let handler = Rc::clone(&handler);
         let connection = connection.clone();
         connection.0.requests.set(connection.0.requests.get() + 1);
-        connection.0.head.replace(connection.0.heads.take().unwrap_or_default());
+        connection.0.head.set(connection.0.heads.take().unwrap_or_default());
         async move {
             let mut reply = handler.handle(request, &connection).await;
             if reply.headers().contains_key(&ERROR_HEADER) && connection.0.heads.is_in_body() {

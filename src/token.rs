@@ -26,13 +26,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use crate::credentials::alphabet::Alphabet;
+use crate::credentials::encoded::PercentEncoded;
+
 /// The longest token that is taken. WeChat asks for room for 512 characters and warns that it may grow
 /// (`wechat-api.md` 1); above this it is not a token but something that went wrong.
 pub const MAX_TOKEN_LENGTH: usize = 4096;
-
-/// All but the unreserved characters of RFC 3986 2.3 is escaped, so that no value can end the parameter it stands in.
-const ESCAPED: &percent_encoding::AsciiSet =
-    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// An access token, how long it lives, and a name for it that may be printed.
 ///
@@ -43,7 +42,8 @@ pub struct Token(Arc<Inner>);
 
 struct Inner {
     value: Zeroizing<String>,
-    encoded: Zeroizing<String>,
+    encoded: PercentEncoded,
+    alphabet: Alphabet,
     fingerprint: Fingerprint,
     fetched_at: Instant,
     expires_at: Instant,
@@ -69,9 +69,11 @@ impl Token {
         if !value.bytes().all(|b| b.is_ascii_graphic()) {
             return Err("it has white space, a control or a non-ASCII character inside");
         }
+        let encoded = PercentEncoded::of(value);
         Ok(Self(Arc::new(Inner {
             fingerprint: Fingerprint::of(value),
-            encoded: Zeroizing::new(percent_encode(value)),
+            alphabet: Alphabet::of(&[value, encoded.expose()]),
+            encoded,
             value: Zeroizing::new(value.to_owned()),
             fetched_at: asked_at,
             expires_at: asked_at + life,
@@ -85,11 +87,16 @@ impl Token {
         &self.0.value
     }
 
-    /// The token percent-encoded, as it stands in a query. SECURITY: only for the wire to WeChat.
-    /// Kept, because encoding 512 characters on every call would cost more than the rest of the injection.
+    /// The token as it stands in a query.
     #[must_use]
-    pub fn expose_encoded(&self) -> &str {
+    pub fn encoded(&self) -> &PercentEncoded {
         &self.0.encoded
+    }
+
+    /// The bytes that it is made of in both spellings.
+    #[must_use]
+    pub fn alphabet(&self) -> &Alphabet {
+        &self.0.alphabet
     }
 
     /// Its printable name.
@@ -153,11 +160,6 @@ impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Token({})", self.0.fingerprint)
     }
-}
-
-/// A value as it stands in a query. SECURITY: as secret as what went in.
-pub(crate) fn percent_encode(value: &str) -> String {
-    percent_encoding::utf8_percent_encode(value, ESCAPED).to_string()
 }
 
 /// The first 8 bytes of a token's SHA-256, written as 16 hex digits: enough to tell two tokens apart in a log and
@@ -224,7 +226,7 @@ mod tests {
             assert!(Token::new(bad, now, life).is_err(), "{bad:?}");
         }
         let odd = Token::new("a+/=&#%x_-.~", now, life).unwrap();
-        assert_eq!(odd.expose_encoded(), "a%2B%2F%3D%26%23%25x_-.~");
+        assert_eq!(odd.encoded().expose(), "a%2B%2F%3D%26%23%25x_-.~");
         assert!(Token::new(&"a".repeat(512), now, life).is_ok());
         assert!(Token::new(&"a".repeat(4096), now, life).is_ok());
     }

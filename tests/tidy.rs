@@ -31,6 +31,7 @@ const LAYERS: &[&[&str]] = &[
         "server",
         "signal",
         "slots",
+        "syntax",
         "telemetry",
         "tls",
     ],

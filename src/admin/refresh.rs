@@ -72,7 +72,7 @@ impl Admin {
         }
         self.refreshes[at].take().map_err(|wait| guard::too_often("for this account", wait))?;
         let keeper = account.keeper();
-        let before = keeper.known().pop();
+        let before = keeper.known().last().cloned();
         if force {
             tracing::warn!(appid = %account.appid(), key_of_line = key.map(|key| key.line), "an operator forces a refresh");
             return told(account, keeper.fetch_now(Reason::Operator { force: true }, PATIENCE).await, before);

@@ -131,7 +131,8 @@ impl Admission {
         }
         match self.place(account) {
             Ok(place) => Ok(place),
-            Err(_) => self.wait(account).await,
+            // Boxed, as it is rare: what waits in here is moved about with every call.
+            Err(_) => Box::pin(self.wait(account)).await,
         }
     }
 

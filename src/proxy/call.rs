@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request;
-use http::{HeaderName, HeaderValue, Method, Request};
+use http::{HeaderName, HeaderValue, Method};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::error::{Cause, Failure};
 use crate::proxy::head::{Ours, RequestHead};
 use crate::proxy::inject::Target;
 use crate::proxy::upstream;
+use crate::server::framing::RawHead;
 use crate::server::{Connection, gate};
 
 /// What all calls in flight may keep of their bodies together, in bytes. Shared by all workers: one atomic add for
@@ -114,7 +115,7 @@ pub struct Call {
 #[derive(Clone, Copy)]
 pub struct Heading<'a> {
     /// The head as the app sent it.
-    pub raw: &'a [u8],
+    pub raw: &'a RawHead,
     /// What becomes the `Host`.
     pub host: &'a HeaderValue,
     /// Headers that go no further.
@@ -133,30 +134,30 @@ impl Call {
     /// # Errors
     /// The body is too large, broke off, stopped coming, or (without a length) found no room.
     pub async fn hold(
-        request: Request<Incoming>,
+        head: &mut request::Parts,
+        incoming: Incoming,
         heading: Heading<'_>,
         limits: &Limits,
     ) -> Result<Self, Failure> {
-        let (head, incoming) = request.into_parts();
         let body = match Body::size_hint(&incoming).exact() {
             Some(length) if length > limits.max_body => return Err(too_large(limits)),
             Some(length) => Held::while_it_goes_out(incoming, length, limits, heading.came_at),
-            None => Held::whole(incoming, limits).await?,
+            None => Box::pin(Held::whole(incoming, limits)).await?,
         };
         Ok(Self::new(head, body, heading))
     }
 
     /// A call with a small body that is here already.
     #[must_use]
-    pub fn of(head: request::Parts, body: Bytes, heading: Heading<'_>, limits: &Limits) -> Self {
+    pub fn of(head: &mut request::Parts, body: Bytes, heading: Heading<'_>, limits: &Limits) -> Self {
         let kept = limits.budget.reserve(0);
         let held = Held::new(None, body.len() as u64, kept, limits, heading.came_at);
         held.0.borrow_mut().chunks.push(body);
         Self::new(head, held, heading)
     }
 
-    fn new(head: request::Parts, body: Held, heading: Heading<'_>) -> Self {
-        let request::Parts { method, headers, .. } = head;
+    fn new(head: &mut request::Parts, body: Held, heading: Heading<'_>) -> Self {
+        let (method, headers) = (std::mem::take(&mut head.method), std::mem::take(&mut head.headers));
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
         let bare = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
         let length = body.length();

@@ -34,7 +34,7 @@ pub fn write(route: &Route<'_>, token: Option<&Token>) -> Result<Target, Failure
         check_secret(account, &account.secrets())?;
     }
     let written = match (action, token) {
-        (Action::AppendToken, Some(token)) => inject::inject(target, token.expose_encoded()),
+        (Action::AppendToken, Some(token)) => inject::inject(target, token.encoded().in_query()),
         (Action::AppendSecret(form), token) => append_secret(account, *form, target, token),
         _ => strip_placeholder(target),
     };
@@ -75,14 +75,14 @@ fn append_secret(
     if form.wants_query(&target) {
         // An appid that is there is the account's: it chose it, and stays where it is. An empty one is none.
         if param(&target, APPID).is_none_or(|appid| appid.is_empty()) {
-            params.push((APPID, account.appid().as_str()));
+            params.push((APPID, account.appid().into()));
         }
         if let (Some(name), Some(secret)) = (form.secret, secrets.current()) {
-            params.push((name, secret.encoded()));
+            params.push((name, secret.encoded().in_query()));
         }
     }
     if let Some(token) = token {
-        params.push((ACCESS_TOKEN, token.expose_encoded()));
+        params.push((ACCESS_TOKEN, token.encoded().in_query()));
     }
     if params.is_empty() { Ok(Target::from(&target)) } else { inject::with_params(&target, &params) }
 }

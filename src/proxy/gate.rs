@@ -5,9 +5,11 @@
 //! all that is not a plain GET, `Sec-Fetch-Site` on all to an address of loopback. What says neither is a GET to a name
 //! of the page's own that was made to resolve to this machine (DNS rebinding), and there the `Host` tells.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::clients::KEY_HEADER;
 use crate::error::{Cause, Failure};
@@ -44,13 +46,15 @@ impl Names {
     }
 }
 
-const SEC_FETCH_SITE: &str = "sec-fetch-site";
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Turns away whoever has no business here.
 #[derive(Clone, Debug)]
 pub struct Gate {
     config: Config,
     private: Vec<HeaderName>,
+    /// The `Host` that was last found to be a name of ours: an app's calls all have the same.
+    known: RefCell<Vec<u8>>,
 }
 
 impl Gate {
@@ -59,7 +63,7 @@ impl Gate {
     pub fn new(config: Config) -> Self {
         let required = config.required.iter().map(|(name, _)| name.clone());
         let private = required.chain([HeaderName::from_static(KEY_HEADER)]).collect();
-        Self { config, private }
+        Self { config, private, known: RefCell::default() }
     }
 
     /// The headers that are for us alone. SECURITY: whoever forwards a request leaves them out.
@@ -68,15 +72,21 @@ impl Gate {
         &self.private
     }
 
+    /// The headers by which it judges, and those that are for us alone.
+    #[must_use]
+    pub fn reads(&self) -> Vec<HeaderName> {
+        [&[header::HOST, header::ORIGIN, SEC_FETCH_SITE], self.private()].concat()
+    }
+
     /// Lets a request in. `in_clear` is false inside of TLS, where the certificate has settled the name.
     ///
     /// # Errors
     /// It comes from a web page, by a name that is not ours, or without the header.
-    pub fn admit<B>(&self, request: &Request<B>, in_clear: bool) -> Result<(), Failure> {
-        let headers = request.headers();
+    pub fn admit(&self, request: &Parts, in_clear: bool) -> Result<(), Failure> {
+        let headers = &request.headers;
         let from_a_page = headers.contains_key(header::ORIGIN)
             // `none` is a person who typed the address.
-            || headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
+            || headers.get(&SEC_FETCH_SITE).is_some_and(|site| site != "none");
         if from_a_page {
             return Err(Failure::new(
                 Cause::Browser,
@@ -84,9 +94,9 @@ impl Gate {
             ));
         }
         // As to an HTTP proxy, whose target is a URL, the router looks at that one.
-        let to_us = in_clear && request.uri().scheme().is_none();
+        let to_us = in_clear && request.uri.scheme().is_none();
         if to_us && let Some(names) = &self.config.names {
-            check_name(names, headers)?;
+            self.check_name(names, headers)?;
         }
         if let Some((name, value)) = &self.config.required {
             // Once, with this value: a second one may be what a tricked app was made to add.
@@ -102,25 +112,33 @@ impl Gate {
         }
         Ok(())
     }
-}
 
-fn check_name(names: &Names, headers: &HeaderMap) -> Result<(), Failure> {
-    // HTTP/1.0 may have none, and no browser sends an empty one.
-    let Some(host) = headers.get(header::HOST).filter(|host| !host.is_empty()) else { return Ok(()) };
-    if host.to_str().is_ok_and(|host| names.have(host)) {
-        return Ok(());
+    fn check_name(&self, names: &Names, headers: &HeaderMap) -> Result<(), Failure> {
+        // HTTP/1.0 may have none, and no browser sends an empty one.
+        let Some(host) = headers.get(header::HOST).filter(|host| !host.is_empty()) else { return Ok(()) };
+        if *self.known.borrow() == host.as_bytes() {
+            return Ok(());
+        }
+        if host.to_str().is_ok_and(|host| names.have(host)) {
+            let mut known = self.known.borrow_mut();
+            known.clear();
+            known.extend_from_slice(host.as_bytes());
+            return Ok(());
+        }
+        let shown = host.to_str().ok().and_then(hosts::split).map_or("what is no name", |(host, _)| host);
+        Err(Failure::new(
+            Cause::Misdirected,
+            format!(
+                "the request is for {shown}, which is neither a name of this sidecar nor a host of the WeChat API; nothing was sent. Call 127.0.0.1 or localhost, or add the name to listen_hosts"
+            ),
+        ))
     }
-    let shown = host.to_str().ok().and_then(hosts::split).map_or("what is no name", |(host, _)| host);
-    Err(Failure::new(
-        Cause::Misdirected,
-        format!(
-            "the request is for {shown}, which is neither a name of this sidecar nor a host of the WeChat API; nothing was sent. Call 127.0.0.1 or localhost, or add the name to listen_hosts"
-        ),
-    ))
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
     fn judged(gate: &Gate, headers: &[(&str, &str)]) -> Result<(), Cause> {
@@ -132,7 +150,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        gate.admit(&request.body(()).unwrap(), true).map_err(|failure| failure.cause)
+        gate.admit(&request.body(()).unwrap().into_parts().0, true).map_err(|failure| failure.cause)
     }
 
     #[test]

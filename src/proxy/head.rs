@@ -7,6 +7,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use crate::server::framing::RawHead;
 use crate::server::spliced;
 
 /// What we know a header by. Whatever is `Other` passes.
@@ -66,26 +67,40 @@ pub(super) struct RequestHead(Vec<u8>);
 
 impl RequestHead {
     /// Takes the head that an app sent, request line included, and what hyper read in it.
-    pub(super) fn new(raw: &[u8], read: &HeaderMap, ours: Ours<'_>) -> Self {
-        let mut out = Self(Vec::with_capacity(raw.len() + 64));
-        let private: Vec<&[u8]> = ours.private.iter().map(|name| name.as_str().as_bytes()).collect();
+    pub(super) fn new(raw: &RawHead, read: &HeaderMap, ours: Ours<'_>) -> Self {
+        let mut out = Self(Vec::with_capacity(raw.text().len() + 64));
         let mut write = |named: &[&[u8]]| {
             out.0.clear();
-            let (mut left, mut lines, mut names_others) = (ours, 0, false);
-            for line in headers(raw) {
-                lines += 1;
-                let Some(colon) = memchr::memchr(b':', line) else { continue };
-                names_others |= out.header(&line[..colon], line, named, &mut left);
+            let (mut left, mut names_others) = (ours, false);
+            // Lines go on as they are, in runs that end where one does not.
+            let (text, mut run) = (raw.text(), raw.lines().first().map_or(0, |line| line.from as usize));
+            for line in raw.lines() {
+                let (from, next) = (line.from as usize, line.to as usize + 2);
+                let name = &text[from..from + line.name as usize];
+                let what = Field::of(name);
+                if out.goes_as_it_is(what, name, named, &left) {
+                    continue;
+                }
+                out.0.extend_from_slice(&text[run..from]);
+                run = next;
+                names_others |= out.header(what, name, &text[from..next - 2], &mut left);
             }
+            out.0.extend_from_slice(&text[run..raw.lines().last().map_or(run, |line| line.to as usize + 2)]);
             // SECURITY: what goes is what was checked. The guard hands a head over for each that hyper reads, so this
             // cannot be; if it were, the head as hyper read it is the one that was.
-            if lines != read.len() {
-                debug_assert_eq!(lines, read.len(), "the head is another request's");
+            if raw.read() != read.len() {
+                debug_assert_eq!(raw.read(), read.len(), "the head is another request's");
                 out.0.clear();
                 (left, names_others) = (ours, false);
                 for (name, value) in read {
-                    let line = [name.as_str().as_bytes(), b": ", value.as_bytes()].concat();
-                    names_others |= out.header(name.as_str().as_bytes(), &line, named, &mut left);
+                    let name = name.as_str().as_bytes();
+                    let line = [name, b": ", value.as_bytes(), b"\r\n"].concat();
+                    let what = Field::of(name);
+                    if out.goes_as_it_is(what, name, named, &left) {
+                        out.0.extend_from_slice(&line);
+                    } else {
+                        names_others |= out.header(what, name, &line[..line.len() - 2], &mut left);
+                    }
                 }
             }
             if let Some(host) = left.host {
@@ -98,10 +113,9 @@ impl RequestHead {
             names_others
         };
         // Hardly anyone names a header in `Connection`, and it may stand behind the one it names.
-        if write(&private) {
+        if write(&[]) {
             let named = read.get_all(header::CONNECTION).iter().flat_map(|value| named(value.as_bytes()));
-            let named: Vec<&[u8]> = named.chain(private.iter().copied()).collect();
-            write(&named);
+            write(&named.collect::<Vec<_>>());
         }
         out
     }
@@ -111,9 +125,22 @@ impl RequestHead {
         &self.0
     }
 
-    /// Writes a header as it goes on. Whether it names others that must not.
-    fn header(&mut self, name: &[u8], line: &[u8], others: &[&[u8]], left: &mut Ours<'_>) -> bool {
-        match Field::of(name) {
+    /// Whether a header goes on just as it came, as most do.
+    fn goes_as_it_is(&self, what: Field, name: &[u8], others: &[&[u8]], left: &Ours<'_>) -> bool {
+        let named = || {
+            left.private.iter().any(|other| other.as_str().as_bytes().eq_ignore_ascii_case(name))
+                || others.iter().any(|other| other.eq_ignore_ascii_case(name))
+        };
+        match what {
+            Field::Other | Field::ContentEncoding => !named(),
+            Field::AcceptEncoding => left.identity.is_none() && !named(),
+            _ => false,
+        }
+    }
+
+    /// Writes what becomes of a header that does not. Whether it names others that must not go on either.
+    fn header(&mut self, what: Field, name: &[u8], line: &[u8], left: &mut Ours<'_>) -> bool {
+        match what {
             Field::Host => {
                 if let Some(host) = left.host.take() {
                     self.line(name, host.as_bytes());
@@ -132,12 +159,7 @@ impl RequestHead {
             }
             Field::Connection => return named(&line[name.len() + 1..]).next().is_some(),
             // hyper has answered `Expect: 100-continue`, or will when it reads the body.
-            Field::Neighbours | Field::TransferEncoding | Field::Expect => {}
-            _ if others.iter().any(|other| other.eq_ignore_ascii_case(name)) => {}
-            Field::AcceptEncoding | Field::ContentEncoding | Field::Other => {
-                self.0.extend_from_slice(line);
-                self.0.extend_from_slice(b"\r\n");
-            }
+            _ => {}
         }
         false
     }
@@ -176,20 +198,6 @@ pub(super) struct Ours<'a> {
     pub(super) identity: Option<bool>,
     /// Headers that go no further.
     pub(super) private: &'a [HeaderName],
-}
-
-/// The header lines of a head that was found sound, without their ends.
-fn headers(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = raw;
-    let mut line = move || {
-        let end = memchr::memchr(b'\r', rest)?;
-        let line = &rest[..end];
-        rest = rest.get(end + 2..).unwrap_or_default();
-        Some(line)
-    };
-    // The request line.
-    line();
-    std::iter::from_fn(line).take_while(|line| !line.is_empty())
 }
 
 /// The head of a reply on its way to the app.
@@ -248,7 +256,7 @@ mod tests {
             identity: identity.then_some(true),
             private: &private,
         };
-        let head = RequestHead::new(raw.as_bytes(), &read(raw), ours);
+        let head = RequestHead::new(&RawHead::sound(raw.as_bytes()), &read(raw), ours);
         String::from_utf8(head.as_bytes().to_vec()).unwrap()
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::account::{Account, Secrets};
+use crate::credentials::alphabet::Alphabet;
 use crate::token::Token;
 
 /// What must not be seen: an account's secrets and its tokens, those it has had of late included, in every spelling
@@ -19,7 +20,7 @@ use crate::token::Token;
 #[derive(Clone)]
 pub struct Mask {
     secrets: Arc<Secrets>,
-    tokens: Vec<Token>,
+    tokens: Arc<[Token]>,
 }
 
 /// Real credentials have 32 characters and more; what is shorter than this would match by chance.
@@ -33,21 +34,21 @@ impl Mask {
     }
 
     /// Calls `with` for each, in every spelling.
-    fn each<'a>(&'a self, mut with: impl FnMut(&'a [u8])) {
-        let mut both = |plain: &'a str, encoded: &'a str| {
+    fn each<'a>(&'a self, mut with: impl FnMut(&'a [u8], &'a Alphabet)) {
+        let mut both = |plain: &'a str, encoded: &'a str, alphabet: &'a Alphabet| {
             if plain.len() >= SHORTEST {
-                with(plain.as_bytes());
+                with(plain.as_bytes(), alphabet);
                 // An escape is longer than what it stands for: equally long, they are the same.
                 if encoded.len() != plain.len() {
-                    with(encoded.as_bytes());
+                    with(encoded.as_bytes(), alphabet);
                 }
             }
         };
         for secret in self.secrets.known() {
-            both(secret.expose(), secret.encoded());
+            both(secret.expose(), secret.encoded().expose(), secret.alphabet());
         }
-        for token in &self.tokens {
-            both(token.expose(), token.expose_encoded());
+        for token in self.tokens.iter() {
+            both(token.expose(), token.encoded().expose(), token.alphabet());
         }
     }
 
@@ -60,8 +61,8 @@ impl Mask {
     fn find(&self, bytes: &[u8], from: usize) -> Option<(usize, usize)> {
         let rest = &bytes[from..];
         let mut first: Option<(usize, usize)> = None;
-        self.each(|needle| {
-            if needle.len() > rest.len() {
+        self.each(|needle, alphabet| {
+            if needle.len() > rest.len() || !alphabet.may_spell(rest, needle.len()) {
                 return;
             }
             let Some(at) = search(rest, needle) else { return };
@@ -88,9 +89,9 @@ impl Mask {
     fn unfinished(&self, bytes: &[u8]) -> usize {
         let Some(&last) = bytes.last() else { return 0 };
         let mut unfinished = 0;
-        self.each(|needle| {
+        self.each(|needle, alphabet| {
             // Most pieces end in `}`, which no credential has in it: then there is nothing to compare.
-            if memchr::memchr(last, needle).is_none() {
+            if !alphabet.has(last) {
                 return;
             }
             let most = (needle.len() - 1).min(bytes.len());
@@ -195,7 +196,7 @@ mod tests {
 
     fn mask() -> Mask {
         let mut mask = Mask::new(&account::idle("wx0123456789abcdef", SECRET));
-        mask.tokens.push(Token::new(TOKEN, Instant::now(), Duration::from_secs(7200)).unwrap());
+        mask.tokens = Arc::new([Token::new(TOKEN, Instant::now(), Duration::from_secs(7200)).unwrap()]);
         mask
     }
 

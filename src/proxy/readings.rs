@@ -42,18 +42,47 @@ pub fn any(path: &str, differs: impl Fn(&str) -> bool) -> bool {
     false
 }
 
-/// Whether no step changes anything.
-fn is_plain(path: &str) -> bool {
-    let mut before = b' ';
+/// Whether no step changes anything, so that a path has one reading: itself.
+#[must_use]
+pub fn is_plain(path: &str) -> bool {
+    // As if behind something that is no slash: the first one is none too many.
+    let mut before = Kind::Plain;
     for byte in path.bytes() {
-        match byte {
-            b'%' | b'\\' | b';' | b'A'..=b'Z' | 0..=b' ' | 0x7f.. => return false,
-            b'/' | b'.' if before == b'/' => return false,
-            _ => before = byte,
+        let kind = KINDS[usize::from(byte)];
+        match kind {
+            Kind::Plain => {}
+            Kind::Odd => return false,
+            Kind::Slash | Kind::Dot if before == Kind::Slash => return false,
+            Kind::Slash | Kind::Dot => {}
         }
+        before = kind;
     }
-    before != b'/'
+    before != Kind::Slash
 }
+
+/// What a byte is to the steps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Slash,
+    Dot,
+    /// A step changes it wherever it stands.
+    Odd,
+}
+
+const KINDS: [Kind; 256] = {
+    let (mut table, mut byte) = ([Kind::Plain; 256], 0);
+    while byte < 256 {
+        table[byte] = match byte as u8 {
+            b'/' => Kind::Slash,
+            b'.' => Kind::Dot,
+            b'%' | b'\\' | b';' | b'A'..=b'Z' | 0..=b' ' | 0x7f.. => Kind::Odd,
+            _ => Kind::Plain,
+        };
+        byte += 1;
+    }
+    table
+};
 
 fn decode(path: &str) -> String {
     percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned()

@@ -64,7 +64,8 @@ struct Line {
     client: Option<Arc<Client>>,
 }
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The header that names the trace a call belongs to (W3C Trace Context).
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 impl Record {
     /// Opens the record of a request that has just come. `tally` is this worker's.

@@ -15,7 +15,11 @@ use crate::proxy::upstream::{Cut, Reply, ReplyBody};
 use crate::server::{Connection, wordless};
 
 /// A reply's body on its way to the app.
-pub struct Outbound {
+///
+/// Boxed, as hyper moves it about a dozen times before it is polled: an allocation costs less.
+pub struct Outbound(Box<Inner>);
+
+struct Inner {
     content: Content,
     record: Record,
     /// Set when the end of this body is the end of the connection (HTTP/1.0 without a length): a cut must then be
@@ -23,10 +27,6 @@ pub struct Outbound {
     ends_connection: Option<Connection>,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every reply is WeChat's, and a box for it would be an allocation a call"
-)]
 enum Content {
     Ours(Option<Bytes>),
     /// WeChat's, and the end of a piece that goes by itself.
@@ -68,6 +68,10 @@ impl Content {
 }
 
 impl Outbound {
+    fn new(content: Content, record: Record, ends_connection: Option<Connection>) -> Self {
+        Self(Box::new(Inner { content, record, ends_connection }))
+    }
+
     /// A reply of ours.
     #[must_use]
     pub fn ours(
@@ -76,7 +80,7 @@ impl Outbound {
         mut record: Record,
     ) -> Response<Self> {
         record.answered(reply.status(), cause);
-        reply.map(|bytes| Self { content: Content::Ours(Some(bytes)), record, ends_connection: None })
+        reply.map(|bytes| Self::new(Content::Ours(Some(bytes)), record, None))
     }
 
     /// An error of ours.
@@ -102,7 +106,7 @@ impl Outbound {
         connection.answer_with(head.into_lines());
         let content = Content::WeChats(body, Masking::new(mask), None);
         // Of the head hyper decides what concerns the connection and where the body ends; the rest is in the lines.
-        let mut response = Response::new(Self { content, record, ends_connection });
+        let mut response = Response::new(Self::new(content, record, ends_connection));
         *response.headers_mut() = connection.map();
         *response.status_mut() = status;
         if let Some(length) = length {
@@ -117,7 +121,7 @@ impl Body for Outbound {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let this = &mut *self;
+        let this = &mut *self.0;
         let next = this.content.poll_frame(cx);
         if let Poll::Ready(next) = &next {
             if let Some(Ok(frame)) = next
@@ -141,16 +145,11 @@ impl Body for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Content::WeChats(body, masking, last) => {
-                body.is_end_stream() && masking.held() == 0 && last.is_none()
-            }
-        }
+        self.0.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
+        match &self.0.content {
             Content::Ours(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
@@ -164,7 +163,18 @@ impl Body for Outbound {
     }
 }
 
-impl Drop for Outbound {
+impl Inner {
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Content::WeChats(body, masking, last) => {
+                body.is_end_stream() && masking.held() == 0 && last.is_none()
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
     fn drop(&mut self) {
         // hyper does not poll what is known to be at its end.
         if self.is_end_stream() {

@@ -189,7 +189,8 @@ impl Routes {
         }
         let path = target.path();
         let action = action(path);
-        if readings::any(path, |meant| self::action(meant) != action) {
+        let is_plain = readings::is_plain(path);
+        if !is_plain && readings::any(path, |meant| self::action(meant) != action) {
             return Err(ambiguous("which decides about the credential"));
         }
         let query = target.query().unwrap_or_default();
@@ -231,7 +232,7 @@ impl Routes {
             action = Action::AnswerUnknownAppid;
         }
         let route = Route { account, action, target, client };
-        route.check(method)?;
+        route.check_read(method, is_plain)?;
         Ok(route)
     }
 
@@ -316,6 +317,11 @@ impl Route<'_> {
     /// # Errors
     /// The path is not allowed, or would not be once normalized.
     pub fn check(&self, method: &Method) -> Result<(), Failure> {
+        self.check_read(method, readings::is_plain(self.target.path()))
+    }
+
+    /// The same, when it is known whether the path has other readings than itself.
+    fn check_read(&self, method: &Method, is_plain: bool) -> Result<(), Failure> {
         if matches!(self.action, Action::AnswerToken | Action::AnswerUnknownAppid) {
             return Ok(());
         }
@@ -332,6 +338,9 @@ impl Route<'_> {
                     shown(path)
                 ),
             ));
+        }
+        if is_plain && policy.is_lower() && allow.is_none_or(|(rules, _)| rules.is_lower()) {
+            return Ok(());
         }
         // SECURITY: the bytes that go upstream are allowed; what WeChat may read them as must be, too.
         let denied = |meant: &str| {
@@ -425,7 +434,8 @@ enum Prefix<'a> {
 /// account: `wx` and 16 hex digits, which begins no path of WeChat's. An appid of another form counts if it is ours.
 fn take_prefix<'a>(routes: &Routes, target: &'a PathAndQuery) -> (Prefix<'a>, PathAndQuery) {
     let whole = target.as_str();
-    let segment = whole[1..].split(['/', '?']).next().unwrap_or_default();
+    let end = memchr::memchr2(b'/', b'?', &whole.as_bytes()[1..]);
+    let segment = end.map_or(&whole[1..], |end| &whole[1..=end]);
     let like_an_appid = segment.len() == 18
         && segment.starts_with("wx")
         && segment[2..].bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'));
@@ -470,7 +480,15 @@ pub fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Failure> {
 /// have the name is decoded, which is hardly ever anything.
 fn named<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
     let named = inject::pieces(query).filter(move |piece| inject::names(piece, name));
-    named.flat_map(|piece| form_urlencoded::parse(piece.as_bytes()).map(|(_, value)| value))
+    named.map(|piece| {
+        let value = memchr::memchr(b'=', piece.as_bytes()).map_or("", |at| &piece[at + 1..]);
+        match memchr::memchr2(b'%', b'+', value.as_bytes()) {
+            None => Cow::Borrowed(value),
+            Some(_) => {
+                form_urlencoded::parse(piece.as_bytes()).next().map_or_else(Cow::default, |(_, value)| value)
+            }
+        }
+    })
 }
 
 fn bad_target() -> Failure {

@@ -2,9 +2,14 @@
 //! find a failed call. Read from the reply's first piece as it passes; nothing is held back for it, and nothing is
 //! decided by it: that is [`inspect`](super::inspect)'s.
 
+use std::sync::LazyLock;
+
 use memchr::memmem;
 
 use crate::proxy::inspect::PREFIX;
+
+/// Made once: that takes longer than to search a small reply.
+static ERRCODE: LazyLock<memmem::Finder<'_>> = LazyLock::new(|| memmem::Finder::new("\"errcode\""));
 
 /// The longest `rid` that is believed. Real ones are `62c66213-76542f8c-06b14179`.
 const LONGEST_RID: usize = 48;
@@ -17,8 +22,12 @@ pub fn errcode(piece: &[u8]) -> Option<i64> {
     if text.first() != Some(&b'{') {
         return None;
     }
-    let key = b"\"errcode\"";
-    let rest = text[memmem::find(text, key)? + key.len()..].trim_ascii_start();
+    // It nearly always stands first.
+    let rest = match text.strip_prefix(b"{\"errcode\"") {
+        Some(rest) => rest,
+        None => &text[ERRCODE.find(text)? + ERRCODE.needle().len()..],
+    };
+    let rest = rest.trim_ascii_start();
     let value = rest.strip_prefix(b":")?.trim_ascii_start();
     let value = value.strip_prefix(b"\"").unwrap_or(value).trim_ascii_start();
     let (negative, value) = match value.strip_prefix(b"-") {

@@ -167,7 +167,8 @@ impl Upstream {
                 }
             }
         }
-        let mut wire = self.connect().await?;
+        // Boxed, as it is rare and large: whatever waits in here is moved about with every call.
+        let mut wire = Box::pin(self.connect()).await?;
         if poll_fn(|cx| Poll::Ready(wire.is_quiet(cx))).await != Quiet::Yes {
             let message = format!(
                 "{} closed the new connection before the call was sent; try again",
@@ -254,26 +255,19 @@ impl Upstream {
             (wire, None, Some(carries_on))
         };
         let came_at = Instant::now();
-        let mut body = ReplyBody {
-            front: Front::default(),
-            here: Bytes::new(),
-            rest: None,
-            pool,
-            carries_on,
-            idle_timeout: self.config.idle_timeout,
-            idle: None,
-        };
         // A small answer comes whole with its head: its connection is free before anyone has looked at it.
         if decoder.left().is_some_and(|left| left <= came.len() as u64)
             && let Ok(next) = decoder.next(&mut came)
         {
-            if let Next::Data(piece) = next {
-                body.here = piece;
-            }
-            body.settle(Rest { wire, decoder, came }, came_at);
-        } else {
-            body.rest = Some(Box::new(Rest { wire, decoder, came }));
+            let first = if let Next::Data(piece) = next { piece } else { Bytes::new() };
+            settle(pool, Rest { wire, decoder, came }, came_at);
+            let coming = carries_on.map(|carries_on| Box::new(Coming::nothing(carries_on)));
+            return Reply { head, body: ReplyBody { first, is_looked_at: false, coming }, came_at };
         }
+        let rest = Some(Rest { wire, decoder, came });
+        let idle_timeout = self.config.idle_timeout;
+        let coming = Coming { rest, more: VecDeque::new(), pool, carries_on, idle_timeout, idle: None };
+        let body = ReplyBody { first: Bytes::new(), is_looked_at: false, coming: Some(Box::new(coming)) };
         Reply { head, body, came_at }
     }
 
@@ -395,12 +389,23 @@ pub struct Reply {
 
 /// A reply's body as it streams; what was looked at already stands in front. Gives its connection back when it has
 /// been read to the end, and closes it otherwise.
+///
+/// Small, as it is moved about: of nearly every reply all is here, and nothing has to be known of how more would come.
 pub struct ReplyBody {
-    front: Front,
-    /// All of it, if it came with the head.
-    here: Bytes,
+    /// The piece that stands in front.
+    first: Bytes,
+    /// Whether it has been looked at, as all that stands behind it then has been.
+    is_looked_at: bool,
+    /// What is not here, or was not when the head came.
+    coming: Option<Box<Coming>>,
+}
+
+/// How a body comes that did not come with its head.
+struct Coming {
     /// What is still to be read; `None` at the end, and when there is no more to be had.
-    rest: Option<Box<Rest>>,
+    rest: Option<Rest>,
+    /// Pieces that were looked at, behind the first.
+    more: VecDeque<Bytes>,
     /// Where the connection goes afterwards, if it may.
     pool: Option<Rc<Pool>>,
     /// A request that was answered before it had gone out goes on beside its answer.
@@ -416,30 +421,13 @@ struct Rest {
     came: BytesMut,
 }
 
-/// Pieces that are here. Nearly always it is one.
-#[derive(Default)]
-struct Front {
-    first: Option<Bytes>,
-    more: VecDeque<Bytes>,
-}
-
-impl Front {
-    fn push(&mut self, piece: Bytes) -> &Bytes {
-        if self.first.is_none() {
-            return self.first.insert(piece);
-        }
-        self.more.push_back(piece);
-        self.more.back().unwrap_or_else(|| unreachable!("it was just put there"))
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        let next = self.first.take()?;
-        self.first = self.more.pop_front();
-        Some(next)
-    }
-
-    fn pieces(&self) -> impl Iterator<Item = &Bytes> {
-        self.first.iter().chain(&self.more)
+/// All of a body is here: lets its connection go, which may carry the next call.
+fn settle(pool: Option<Rc<Pool>>, rest: Rest, now: Instant) {
+    // SECURITY: what came behind the end would be read as the next call's answer.
+    if let Some(pool) = pool
+        && rest.came.is_empty()
+    {
+        pool.put(rest.wire, now);
     }
 }
 
@@ -461,8 +449,20 @@ impl ReplyBody {
     /// # Errors
     /// The body broke off or stopped coming.
     pub async fn look(&mut self) -> Result<Option<&Bytes>, Cut> {
-        match poll_fn(|cx| self.poll_rest(cx)).await {
-            Some(Ok(piece)) => Ok(Some(self.front.push(piece))),
+        if !self.first.is_empty() && !self.is_looked_at {
+            self.is_looked_at = true;
+            return Ok(Some(&self.first));
+        }
+        let Some(coming) = &mut self.coming else { return Ok(None) };
+        match poll_fn(|cx| coming.poll(cx)).await {
+            Some(Ok(piece)) if self.first.is_empty() => {
+                (self.first, self.is_looked_at) = (piece, true);
+                Ok(Some(&self.first))
+            }
+            Some(Ok(piece)) => {
+                coming.more.push_back(piece);
+                Ok(coming.more.back())
+            }
             Some(Err(cut)) => Err(cut),
             None => Ok(None),
         }
@@ -471,43 +471,58 @@ impl ReplyBody {
     /// Whether all of it is here.
     #[must_use]
     pub fn is_here(&self) -> bool {
-        self.rest.is_none()
+        self.coming.as_ref().is_none_or(|coming| coming.rest.is_none())
     }
 
     /// All that was looked at so far.
     #[must_use]
     pub fn looked_at(&self) -> Vec<u8> {
-        self.front.pieces().flat_map(|piece| piece.iter().copied()).collect()
+        let first = Some(&self.first).filter(|_| self.is_looked_at);
+        let more = self.coming.iter().flat_map(|coming| &coming.more);
+        first.into_iter().chain(more).flat_map(|piece| piece.iter().copied()).collect()
     }
 
     /// Ends a request that was answered before it had gone out, together with its connection. Left to itself it
     /// would wait, and keep the body, for as long as the other side does not close.
     pub fn end_upload(&mut self) {
-        if let Some(carries_on) = self.carries_on.take()
+        if let Some(coming) = &mut self.coming
+            && let Some(carries_on) = coming.carries_on.take()
             && !carries_on.is_finished()
         {
             carries_on.abort();
-            self.rest = None;
+            coming.rest = None;
         }
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
-        if !self.here.is_empty() {
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.here))));
-        }
+    /// What stands in front, which what was looked at next follows.
+    fn take_first(&mut self) -> Bytes {
+        let next = self.coming.as_mut().and_then(|coming| coming.more.pop_front());
+        std::mem::replace(&mut self.first, next.unwrap_or_default())
+    }
+}
+
+impl Coming {
+    /// Nothing, beside a request that goes on.
+    fn nothing(carries_on: AbortHandle) -> Self {
+        let (carries_on, idle_timeout) = (Some(carries_on), Duration::ZERO);
+        Self { rest: None, more: VecDeque::new(), pool: None, carries_on, idle_timeout, idle: None }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         loop {
             let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
             match rest.decoder.next(&mut rest.came) {
                 Ok(Next::Data(piece)) => {
                     self.idle = None;
                     if let Some(rest) = self.rest.take_if(|rest| rest.decoder.is_end()) {
-                        self.settle(*rest, Instant::now());
+                        settle(self.pool.take(), rest, Instant::now());
                     }
                     return Poll::Ready(Some(Ok(piece)));
                 }
                 Ok(Next::End) => {
+                    self.idle = None;
                     if let Some(rest) = self.rest.take() {
-                        self.settle(*rest, Instant::now());
+                        settle(self.pool.take(), rest, Instant::now());
                     }
                     return Poll::Ready(None);
                 }
@@ -553,17 +568,6 @@ impl ReplyBody {
             ),
         ))
     }
-
-    /// All of the body is here: lets the connection go, which may carry the next call.
-    fn settle(&mut self, rest: Rest, now: Instant) {
-        self.idle = None;
-        // SECURITY: what came behind the end would be read as the next call's answer.
-        if let Some(pool) = self.pool.take()
-            && rest.came.is_empty()
-        {
-            pool.put(rest.wire, now);
-        }
-    }
 }
 
 impl Body for ReplyBody {
@@ -571,20 +575,23 @@ impl Body for ReplyBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if let Some(piece) = self.front.pop() {
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(self.take_first()))));
         }
-        self.poll_rest(cx).map(|next| next.map(|piece| piece.map(Frame::data)))
+        let Some(coming) = &mut self.coming else { return Poll::Ready(None) };
+        coming.poll(cx).map(|next| next.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.front.first.is_none() && self.here.is_empty() && self.rest.is_none()
+        self.first.is_empty() && self.is_here()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let front = self.front.pieces().map(|piece| piece.len() as u64).sum::<u64>() + self.here.len() as u64;
-        match self.rest.as_ref().map_or(Some(0), |rest| rest.decoder.left()) {
-            Some(rest) => SizeHint::with_exact(front + rest),
+        let first = self.first.len() as u64;
+        let Some(coming) = &self.coming else { return SizeHint::with_exact(first) };
+        let more = coming.more.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        match coming.rest.as_ref().map_or(Some(0), |rest| rest.decoder.left()) {
+            Some(rest) => SizeHint::with_exact(first + more + rest),
             None => SizeHint::default(),
         }
     }

@@ -14,25 +14,27 @@
 //! The heads that pass are kept as they came, for whoever hands them on ([`Heads`]). And an app that brings none for too
 //! long, or not all of one, is let go ([`Patience`]): hyper's own timer would be set anew for every call.
 
-mod kinds;
+mod heads;
 mod patience;
 mod violation;
+mod wanted;
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::server::framing::kinds::{find, is_control, is_token, plain_number, printable, tokens};
+use crate::server::framing::heads::Passed;
 use crate::server::framing::patience::{Awaited, Due};
 use crate::server::framing::violation::Violation;
+use crate::syntax::{self, find, is_control, is_token, plain_number, tokens};
 
+pub use crate::server::framing::heads::{Heads, RawHead};
 pub use crate::server::framing::patience::Patience;
+pub use crate::server::framing::wanted::Wanted;
 
 /// What hyper reads in place of a byte that breaks a rule.
 ///
@@ -78,35 +80,6 @@ pub struct Guarded<T> {
     due: Due,
 }
 
-/// The heads of requests that have passed and that hyper hands over one by one, as they came.
-#[derive(Clone, Debug, Default)]
-pub struct Heads(Rc<RefCell<Passed>>);
-
-#[derive(Debug, Default)]
-struct Passed {
-    /// What came of the head that is read.
-    part: Vec<u8>,
-    whole: VecDeque<Vec<u8>>,
-    /// How many there were.
-    number: u64,
-    /// Some of the last one's body is still to come.
-    in_body: bool,
-}
-
-impl Heads {
-    /// Whether some of the body of the request that came last is still to come.
-    #[must_use]
-    pub fn is_in_body(&self) -> bool {
-        self.0.borrow().in_body
-    }
-
-    /// The oldest, which is that of the request hyper hands over next.
-    #[must_use]
-    pub fn take(&self) -> Option<Vec<u8>> {
-        self.0.borrow_mut().whole.pop_front()
-    }
-}
-
 impl<T> Guarded<T> {
     /// Guards a connection that nothing was read from yet. The heads that come go to `heads`.
     pub fn new(io: T, heads: Heads, patience: Patience) -> Self {
@@ -143,13 +116,21 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for Guarded<T> {
             let bytes = read.filled();
             let scanned = this.framing.scan(bytes, &mut this.heads.0.borrow_mut());
             this.heads.0.borrow_mut().in_body = this.framing.awaited() == Awaited::Body;
+            let mut hand_over = |bytes: &[u8]| {
+                let mut from = 0;
+                for withheld in this.heads.0.borrow_mut().withheld.drain(..) {
+                    out.put_slice(&bytes[from..withheld.start]);
+                    from = withheld.end;
+                }
+                out.put_slice(&bytes[from..]);
+            };
             match scanned {
-                Ok(()) => out.put_slice(bytes),
+                Ok(()) => hand_over(bytes),
                 Err((good, violation)) => {
                     // The reply is hyper's and has no words, so this line is where the reason is told; once, as
                     // the connection ends.
                     tracing::info!(reason = %violation, "a request can be read in two ways");
-                    out.put_slice(&bytes[..good]);
+                    hand_over(&bytes[..good]);
                     this.poison = Some(hand_out(POISON, &mut out));
                 }
             }
@@ -329,10 +310,12 @@ impl Framing {
         let mut head = 0;
         loop {
             if self.state == State::Start
-                && let Some(length) = self.plain_head(&bytes[at..])
+                && let Some(head) = self.plain_head(&bytes[at..])
             {
-                passed.whole.push_back(bytes[at..at + length].to_vec());
-                at += length;
+                let head = withhold(head, at, passed);
+                at += head.text.len();
+                passed.whole.push_back(head);
+                passed.number += 1;
             }
             let skipped = self.skip(&bytes[at..]);
             at += skipped;
@@ -351,7 +334,7 @@ impl Framing {
             if std::mem::take(&mut self.head_ended) {
                 let mut whole = std::mem::take(&mut passed.part);
                 whole.extend_from_slice(&bytes[head..at]);
-                passed.whole.push_back(whole);
+                passed.whole.push_back(RawHead::sound(&whole));
                 passed.number += 1;
             }
         }
@@ -366,10 +349,10 @@ impl Framing {
         }
     }
 
-    /// The length of the head that `bytes` begin with, if it is here as a whole and there is nothing odd in it: then it
-    /// is taken at once. Nearly every head is of that kind; all others go byte by byte, and the tests hold the two
-    /// against each other.
-    fn plain_head(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// The head that `bytes` begin with, if it is here as a whole and there is nothing odd in it: then it is taken at
+    /// once. Nearly every head is of that kind; all others go byte by byte, and the tests hold the two against each
+    /// other.
+    fn plain_head(&mut self, bytes: &[u8]) -> Option<RawHead> {
         let method = tokens(bytes);
         let target = bytes.get(method + 1..).filter(|_| method > 0 && bytes[method] == b' ')?;
         let length = find(target, |b| b <= b' ' || b == b'#' || b == 0x7f);
@@ -380,26 +363,25 @@ impl Framing {
             _ => return None,
         };
         at += 11;
+        let mut head = RawHead::new();
         let mut length = None;
         while !bytes[at..].starts_with(b"\r\n") {
-            let line = &bytes[at..];
-            let name = tokens(line);
-            let value = line.get(name + 1..).filter(|_| name > 0 && line[name] == b':')?;
-            let end = printable(value);
-            if !value[end..].starts_with(b"\r\n") {
-                return None;
-            }
-            match name {
-                14 if line[..name].eq_ignore_ascii_case(CONTENT_LENGTH) => {
-                    if length.is_some() {
-                        return None;
+            let line = syntax::plain_line(bytes, at)?;
+            match line.name as usize {
+                14 => {
+                    let (name, value) = line.of(bytes);
+                    if name.eq_ignore_ascii_case(CONTENT_LENGTH) {
+                        if length.is_some() {
+                            return None;
+                        }
+                        length = Some(plain_number(value)?);
                     }
-                    length = Some(plain_number(&value[..end])?);
                 }
-                17 if line[..name].eq_ignore_ascii_case(TRANSFER_ENCODING) => return None,
+                17 if line.of(bytes).0.eq_ignore_ascii_case(TRANSFER_ENCODING) => return None,
                 _ => {}
             }
-            at += name + 1 + end + 2;
+            at = line.to as usize + 2;
+            head.lines.push(line);
         }
         match length {
             None | Some(0) => self.state = self.end_request(),
@@ -408,7 +390,8 @@ impl Framing {
                 self.state = State::Data(left);
             }
         }
-        Some(at + 2)
+        head.text.extend_from_slice(&bytes[..at + 2]);
+        Some(head)
     }
 
     /// Whether a head has begun and not ended.
@@ -657,6 +640,23 @@ impl Framing {
         };
         State::Start
     }
+}
+
+/// Notes which lines of a plain head, which begins at `at`, hyper is not given.
+fn withhold(mut head: RawHead, at: usize, passed: &mut Passed) -> RawHead {
+    if passed.wanted.takes_apart(head.text.len(), head.lines.len()) {
+        for line in &head.lines {
+            if !passed.wanted.has(line.of(&head.text).0) {
+                let (from, to) = (at + line.from as usize, at + line.to as usize + 2);
+                head.withheld += 1;
+                match passed.withheld.last_mut() {
+                    Some(last) if last.end == from => last.end = to,
+                    _ => passed.withheld.push(from..to),
+                }
+            }
+        }
+    }
+    head
 }
 
 /// Whether a head is sound and nothing belongs to it but itself, as it must be where no body is read.

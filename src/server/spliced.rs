@@ -6,21 +6,40 @@
 
 use std::ops::Range;
 
-/// The lines of a head, without the version before and the empty line behind them.
+/// The lines of a head, without the empty one behind them.
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
-    /// ` 200 OK\r\n`, then a line for each header.
+    /// `HTTP/1.1 200 OK\r\n`, then a line for each header. Which version it is is hyper's to say.
     text: Vec<u8>,
     /// The line of Content-Length. It goes where hyper tells a length, too.
     length: Option<Range<usize>>,
 }
 
 impl Lines {
+    /// Without a line yet. The first has to be the status line, with `HTTP/1.1` before it.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { text: Vec::with_capacity(capacity), length: None }
+    }
+
+    /// Adds whole lines.
+    pub fn extend(&mut self, lines: &[u8]) {
+        self.text.extend_from_slice(lines);
+    }
+
+    /// Adds whole lines, the last of which, from there on, is the Content-Length.
+    pub fn extend_with_length(&mut self, lines: &[u8], from: usize) {
+        let before = self.text.len();
+        self.extend(lines);
+        self.length = Some(before + from..self.text.len());
+    }
+
     /// Begins with a status line.
     #[must_use]
     pub fn new(status: u16, reason: &str, capacity: usize) -> Self {
         let mut text = Vec::with_capacity(capacity);
         let digit = |n: u16| b'0' + (n % 10) as u8;
+        text.extend_from_slice(b"HTTP/1.1");
         text.extend_from_slice(&[b' ', digit(status / 100), digit(status / 10), digit(status), b' ']);
         text.extend_from_slice(reason.as_bytes());
         text.extend_from_slice(b"\r\n");
@@ -71,9 +90,11 @@ impl Lines {
 
     /// What is written in place of `written`, which hyper wants to write and whose end is the head it made. `None`
     /// when no head of hyper's is there.
-    pub(super) fn in_place_of(&self, written: &[u8]) -> Option<Vec<u8>> {
-        if let Some(out) = self.in_place_of_length(written) {
-            return Some(out);
+    pub(super) fn in_place_of(mut self, written: &[u8]) -> Option<Vec<u8>> {
+        if let Some(version) = self.of_length_alone(written) {
+            self.text[VERSION.len()] = version;
+            self.text.extend_from_slice(b"\r\n");
+            return Some(self.text);
         }
         // The last head: of what may stand before it (an interim answer, the rest of a reply without a body) hyper
         // has not got rid yet.
@@ -94,10 +115,10 @@ impl Lines {
         out.extend_from_slice(version);
         match &self.length {
             Some(length) if !has_length => {
-                out.extend_from_slice(&self.text[..length.start]);
+                out.extend_from_slice(&self.text[version.len()..length.start]);
                 out.extend_from_slice(&self.text[length.end..]);
             }
-            _ => out.extend_from_slice(&self.text),
+            _ => out.extend_from_slice(&self.text[version.len()..]),
         }
         for line in hypers().filter(|line| self.length.is_none() || !line.starts_with(LENGTH)) {
             out.extend_from_slice(line);
@@ -108,19 +129,14 @@ impl Lines {
 }
 
 impl Lines {
-    /// The same where hyper has nothing to say but the length, which WeChat said, too: nearly every reply.
-    fn in_place_of_length(&self, written: &[u8]) -> Option<Vec<u8>> {
-        let version = written.get(..VERSION.len() + 1).filter(|version| version.starts_with(VERSION))?;
+    /// The version's last digit, where hyper has nothing to say but the length, which WeChat said, too: nearly every
+    /// reply.
+    fn of_length_alone(&self, written: &[u8]) -> Option<u8> {
+        let (&version, _) = written.strip_prefix(VERSION)?.split_first()?;
         self.length.as_ref()?;
         let rest = &written[memchr::memchr(b'\n', written)? + 1..];
-        if !rest.starts_with(LENGTH) || rest[memchr::memchr(b'\n', rest)? + 1..] != *b"\r\n" {
-            return None;
-        }
-        let mut out = Vec::with_capacity(version.len() + self.text.len() + 2);
-        out.extend_from_slice(version);
-        out.extend_from_slice(&self.text);
-        out.extend_from_slice(b"\r\n");
-        Some(out)
+        let alone = rest.starts_with(LENGTH) && rest[memchr::memchr(b'\n', rest)? + 1..] == *b"\r\n";
+        alone.then_some(version)
     }
 }
 
@@ -153,7 +169,7 @@ mod tests {
     }
 
     fn spliced(lines: &Lines, written: &str) -> Option<String> {
-        lines.in_place_of(written.as_bytes()).map(|text| String::from_utf8(text).unwrap())
+        lines.clone().in_place_of(written.as_bytes()).map(|text| String::from_utf8(text).unwrap())
     }
 
     #[test]

@@ -188,8 +188,8 @@ const REMEMBERED: usize = 8;
 /// What the worker publishes.
 struct State {
     token: Option<Token>,
-    /// Those before it, the latest last.
-    replaced: Vec<Token>,
+    /// Those before it, the latest last, and it.
+    known: Arc<[Token]>,
     failure: Option<FetchError>,
     /// A round is under way, or due at once.
     busy: bool,
@@ -207,6 +207,15 @@ struct State {
 impl State {
     fn live_token(&self) -> Option<Token> {
         self.token.clone().filter(Token::is_alive)
+    }
+
+    /// From now on it is this one.
+    fn replace(&mut self, token: Token) {
+        let before = self.token.replace(token.clone());
+        let known = self.known.iter().filter(|known| **known != token);
+        let forgotten = known.clone().count().saturating_sub(REMEMBERED);
+        self.known = known.skip(forgotten).chain([&token]).cloned().collect();
+        drop(before);
     }
 
     /// The token that a call may be sent with now.
@@ -237,7 +246,7 @@ impl TokenKeeper {
     pub fn new<S: TokenSource, T: TokenStore>(appid: AppId, source: S, store: T) -> (Self, Worker<S, T>) {
         let (state, read) = watch::channel(State {
             token: None,
-            replaced: Vec::new(),
+            known: Arc::default(),
             failure: None,
             busy: true,
             suspect: false,
@@ -272,14 +281,13 @@ impl TokenKeeper {
     /// The token of this name, if it is the one that is served or one of those before it.
     #[must_use]
     pub fn find(&self, name: Fingerprint) -> Option<Token> {
-        self.known().into_iter().find(|token| token.fingerprint() == name)
+        self.known().iter().find(|token| token.fingerprint() == name).cloned()
     }
 
-    /// The token and those it replaced, for masking them where they would leak.
+    /// The token and those it replaced, itself the last, for masking them where they would leak.
     #[must_use]
-    pub fn known(&self) -> Vec<Token> {
-        let state = self.state.borrow();
-        state.replaced.iter().chain(&state.token).cloned().collect()
+    pub fn known(&self) -> Arc<[Token]> {
+        Arc::clone(&self.state.borrow().known)
     }
 
     /// The token to send. Where there is none, waits for it no longer than `wait`, and only while a fetch is under

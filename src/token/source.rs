@@ -36,7 +36,8 @@ use zeroize::Zeroizing;
 
 use secret::SecretSlot;
 
-use super::{Token, percent_encode};
+use super::Token;
+use crate::credentials::encoded::PercentEncoded;
 use crate::credentials::{AppId, Secret};
 use crate::origin::Origin;
 use crate::tls::ExtraRoots;
@@ -359,7 +360,7 @@ impl Asker {
         let target = Zeroizing::new(format!(
             "/cgi-bin/token?grant_type=client_credential&appid={}&secret={}",
             self.appid,
-            *Zeroizing::new(percent_encode(secret.expose()))
+            PercentEncoded::of(secret.expose()).expose()
         ));
         self.ask(self.client.request(Method::GET, &target), &secret).await
     }

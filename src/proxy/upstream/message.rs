@@ -13,6 +13,7 @@ use httparse::{EMPTY_HEADER, ParserConfig, Response, Status};
 
 use crate::proxy::head::{Field, ReplyHead, named};
 use crate::server::spliced::Lines;
+use crate::syntax;
 
 /// The largest head.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -22,6 +23,9 @@ const MAX_HEADERS: usize = 100;
 
 /// The most that the chunk extensions of one body may take, and its trailers.
 const MAX_EXTRA: usize = 16 * 1024;
+
+/// The length of `HTTP/1.1 200 `.
+const STATUS: usize = 13;
 
 /// What is wrong with a reply, in words.
 pub(super) type Malformed = &'static str;
@@ -52,6 +56,74 @@ pub(super) struct Final {
 /// # Errors
 /// No sound head can begin so.
 pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
+    match plain(bytes, to_head)? {
+        Some(head) => Ok(Head::Final(head)),
+        None => any(bytes, to_head),
+    }
+}
+
+/// The final head that `bytes` begin with, if it is here as a whole and there is nothing odd in its lines. Nearly every
+/// one is of that kind; all others are httparse's, and the tests hold the two against each other.
+///
+/// # Errors
+/// Its lines are sound, and what they say is not.
+pub(super) fn plain(bytes: &[u8], to_head: bool) -> Result<Option<Final>, Malformed> {
+    // `HTTP/1.1 200 OK`: nothing interim, and nothing that is no status.
+    let Some(&[b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'9', b, c, b' ']) =
+        bytes.first_chunk()
+    else {
+        return Ok(None);
+    };
+    let reason = &bytes[STATUS..];
+    let reason = &reason[..syntax::printable(reason)];
+    let mut at = STATUS + reason.len() + 2;
+    if !b.is_ascii_digit()
+        || !c.is_ascii_digit()
+        || !reason.is_ascii()
+        || bytes.get(at - 2..at) != Some(b"\r\n")
+    {
+        return Ok(None);
+    }
+    let digit = |digit: u8| u16::from(digit - b'0');
+    let mut reading = Reading::new(digit(a) * 100 + digit(b) * 10 + digit(c))?;
+    let mut lines = Lines::with_capacity(bytes.len().min(1024) + 64);
+    // Lines go on as they are, in runs that end where one does not.
+    let mut run = 0;
+    for _ in 0..=MAX_HEADERS {
+        if bytes[at..].starts_with(b"\r\n") {
+            lines.extend(&bytes[run..at]);
+            return if at + 2 > MAX_HEAD {
+                Ok(None)
+            } else {
+                reading.end(lines, at + 2, 1, to_head).map(Some)
+            };
+        }
+        let Some(line) = syntax::plain_line(bytes, at) else { return Ok(None) };
+        let (name, value) = line.of(bytes);
+        // One space, as everyone writes it: or the line would not go on as httparse's way writes it.
+        let [b' ', value @ ..] = value else { return Ok(None) };
+        if value.first() == Some(&b' ') || value.last() == Some(&b' ') {
+            return Ok(None);
+        }
+        let next = line.to as usize + 2;
+        match reading.field(name, value)? {
+            Goes::On => {}
+            Goes::OnAsLength => {
+                lines.extend_with_length(&bytes[run..next], at - run);
+                run = next;
+            }
+            Goes::NoFurther => {
+                lines.extend(&bytes[run..at]);
+                run = next;
+            }
+        }
+        at = next;
+    }
+    Ok(None)
+}
+
+/// Any head.
+pub(super) fn any(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut reply = Response::new(&mut []);
     let parser = ParserConfig::default();
@@ -71,56 +143,110 @@ pub(super) fn head(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     let (Some(code), Some(version)) = (reply.code, reply.version) else {
         return Err("its status line is not one");
     };
-    let status = StatusCode::from_u16(code).map_err(|_| "its status is not a number from 100 to 999")?;
-    if status.is_informational() {
-        if status == StatusCode::SWITCHING_PROTOCOLS {
+    if (100..200).contains(&code) {
+        if code == StatusCode::SWITCHING_PROTOCOLS.as_u16() {
             return Err("it answered 101 to a call that asked for no upgrade");
         }
         return Ok(Head::Interim(length));
     }
-
-    let mut lines = Lines::new(code, reply.reason.unwrap_or_default(), length + 32);
-    let mut framing = Framing { length: None, encoded: false, chunked: false };
-    let (mut keeps, mut closes, mut is_encoded, mut takes_away) = (false, false, false, Vec::new());
+    let mut reading = Reading::new(code)?;
+    let mut lines = Lines::new(code, reply.reason.unwrap_or_default(), length + 64);
     for header in reply.headers.iter() {
         let name = header.name.as_bytes();
-        match Field::of(name) {
-            Field::Connection => {
-                let mut options = header.value.split(|&b| b == b',').map(<[u8]>::trim_ascii);
-                closes |= options.clone().any(|option| option.eq_ignore_ascii_case(b"close"));
-                keeps |= options.any(|option| option.eq_ignore_ascii_case(b"keep-alive"));
-                takes_away.extend(named(header.value));
-            }
-            Field::ContentLength => {
-                if framing.length(header.value)? {
-                    lines.push_length(name, header.value);
-                }
-            }
-            Field::TransferEncoding => framing.encoding(header.value)?,
-            Field::Neighbours => {}
-            // What these say is ours to say.
-            Field::Other if starts_with_ours(name) => {}
-            field => {
-                is_encoded |= field == Field::ContentEncoding && !is_identity(header.value);
-                lines.push(name, header.value);
-            }
+        match reading.field(name, header.value)? {
+            Goes::On => lines.push(name, header.value),
+            Goes::OnAsLength => lines.push_length(name, header.value),
+            Goes::NoFurther => {}
         }
     }
-    for name in takes_away {
-        lines.remove(name);
+    reading.end(lines, length, version, to_head).map(Head::Final)
+}
+
+/// What becomes of a header.
+enum Goes {
+    /// To the app.
+    On,
+    /// The same, and where hyper says the length.
+    OnAsLength,
+    /// It ends here.
+    NoFurther,
+}
+
+/// What the lines of a head say, read one by one.
+struct Reading {
+    status: StatusCode,
+    framing: Framing,
+    keeps: bool,
+    closes: bool,
+    is_encoded: bool,
+    /// What `Connection` names.
+    takes_away: Vec<Vec<u8>>,
+}
+
+impl Reading {
+    fn new(code: u16) -> Result<Self, Malformed> {
+        let status = StatusCode::from_u16(code).map_err(|_| "its status is not a number from 100 to 999")?;
+        let framing = Framing { length: None, encoded: false, chunked: false };
+        Ok(Self { status, framing, keeps: false, closes: false, is_encoded: false, takes_away: Vec::new() })
     }
-    let has_body = !to_head && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let decoder = framing.decoder(version, has_body)?;
-    let head =
-        ReplyHead { status, is_encoded, length_without_body: framing.length.filter(|_| to_head), lines };
-    let is_kept = !closes && (version == 1 || keeps) && !decoder.ends_with_connection();
-    Ok(Head::Final(Final { length, head, decoder, is_kept }))
+
+    /// Takes a header, its value without the space around it.
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<Goes, Malformed> {
+        Ok(match Field::of(name) {
+            Field::Connection => {
+                self.connection(value);
+                Goes::NoFurther
+            }
+            Field::ContentLength if self.framing.length(value)? => Goes::OnAsLength,
+            Field::TransferEncoding => {
+                self.framing.encoding(value)?;
+                Goes::NoFurther
+            }
+            Field::ContentLength | Field::Neighbours => Goes::NoFurther,
+            // What these say is ours to say.
+            Field::Other if starts_with_ours(name) => Goes::NoFurther,
+            Field::ContentEncoding => {
+                self.is_encoded |= !is_identity(value);
+                Goes::On
+            }
+            _ => Goes::On,
+        })
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        if value == b"keep-alive" {
+            self.keeps = true;
+            return;
+        }
+        let mut options = value.split(|&b| b == b',').map(<[u8]>::trim_ascii);
+        self.closes |= options.clone().any(|option| option.eq_ignore_ascii_case(b"close"));
+        self.keeps |= options.any(|option| option.eq_ignore_ascii_case(b"keep-alive"));
+        self.takes_away.extend(named(value).map(<[u8]>::to_vec));
+    }
+
+    /// All of it was read.
+    fn end(self, mut lines: Lines, length: usize, version: u8, to_head: bool) -> Result<Final, Malformed> {
+        for name in &self.takes_away {
+            lines.remove(name);
+        }
+        let has_body = !to_head && !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let decoder = self.framing.decoder(version, has_body)?;
+        let is_kept = !self.closes && (version == 1 || self.keeps) && !decoder.ends_with_connection();
+        let head = ReplyHead {
+            status: self.status,
+            is_encoded: self.is_encoded,
+            length_without_body: self.framing.length.filter(|_| to_head),
+            lines,
+        };
+        Ok(Final { length, head, decoder, is_kept })
+    }
 }
 
 /// Whether a header is one that only we give.
 fn starts_with_ours(name: &[u8]) -> bool {
     const OURS: &[u8] = b"x-wechat-sidecar-";
-    name.get(..OURS.len()).is_some_and(|head| head.eq_ignore_ascii_case(OURS))
+    matches!(name.first(), Some(b'x' | b'X'))
+        && name.get(..OURS.len()).is_some_and(|head| head.eq_ignore_ascii_case(OURS))
 }
 
 /// Whether every line that ends at or behind `from` ends with CR LF.
@@ -150,24 +276,30 @@ struct Framing {
     chunked: bool,
 }
 
+/// A Content-Length of any size.
+fn length(value: &[u8]) -> Result<u64, Malformed> {
+    let mut number = 0_u64;
+    for &byte in value {
+        // SECURITY: signs, lists, spaces inside: each has a reader that takes it for another number.
+        let digit = char::from(byte).to_digit(10).ok_or("its Content-Length is not one number")?;
+        number = number
+            .checked_mul(10)
+            .and_then(|number| number.checked_add(u64::from(digit)))
+            .filter(|&number| number <= i64::MAX as u64)
+            .ok_or("its Content-Length is too large to be one")?;
+    }
+    if value.is_empty() { Err("its Content-Length is not one number") } else { Ok(number) }
+}
+
 const DOUBTFUL: Malformed = "it answered with a Transfer-Encoding that leaves open where the answer ends";
 
 impl Framing {
     /// Takes a Content-Length; whether it is the first.
     fn length(&mut self, value: &[u8]) -> Result<bool, Malformed> {
-        let mut number = 0_u64;
-        for &byte in value {
-            // SECURITY: signs, lists, spaces inside: each has a reader that takes it for another number.
-            let digit = char::from(byte).to_digit(10).ok_or("its Content-Length is not one number")?;
-            number = number
-                .checked_mul(10)
-                .and_then(|number| number.checked_add(u64::from(digit)))
-                .filter(|&number| number <= i64::MAX as u64)
-                .ok_or("its Content-Length is too large to be one")?;
-        }
-        if value.is_empty() {
-            return Err("its Content-Length is not one number");
-        }
+        let number = match syntax::plain_number(value) {
+            Some(number) if value[0].is_ascii_digit() => number,
+            _ => length(value)?,
+        };
         match self.length.replace(number) {
             None => Ok(true),
             Some(before) if before == number => Ok(false),
@@ -191,7 +323,7 @@ impl Framing {
         }
         Ok(match self.length {
             _ if !has_body => Decoder::Length(0),
-            _ if self.chunked => Decoder::Chunks(Chunks::default()),
+            _ if self.chunked => Decoder::Chunks(Box::default()),
             Some(length) => Decoder::Length(length),
             None => Decoder::Connection,
         })
@@ -204,7 +336,7 @@ pub(super) enum Decoder {
     /// After this many bytes.
     Length(u64),
     /// After the last chunk and the trailers.
-    Chunks(Chunks),
+    Chunks(Box<Chunks>),
     /// With the connection.
     Connection,
 }

@@ -10,7 +10,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::message::{Final, Head, Malformed, Next};
+use super::message::{self, Final, Head, Malformed, Next};
 use super::wire::HeadReader;
 use crate::proxy::head::{Field, named};
 
@@ -342,6 +342,29 @@ async fn what_we_take_hyper_takes_and_reads_alike() {
     }
     // Neither all of them sound nor all of them broken would say much.
     assert!((cases / 3..cases * 9 / 10).contains(&taken), "{taken} of {cases} were taken");
+}
+
+#[test]
+fn a_plain_head_is_read_as_any_other_way_reads_it() {
+    let (mut plain, cases) = (0, 6000);
+    for seed in 0..cases {
+        let mut rng = Rng::with_seed(seed);
+        let reply = reply(&mut rng);
+        let to_head = rng.u8(..10) == 0;
+        let any = message::any(&reply, to_head);
+        match message::plain(&reply, to_head) {
+            Ok(None) => continue,
+            Ok(Some(read)) => {
+                assert_eq!(
+                    format!("{:?}", any.map(Some)),
+                    format!("{:?}", Ok::<_, Malformed>(Some(Head::Final(read))))
+                );
+            }
+            Err(why) => assert!(any.is_err(), "{why}: {any:?}"),
+        }
+        plain += 1;
+    }
+    assert!(plain > cases / 3, "{plain} of {cases} were plain");
 }
 
 #[test]

@@ -485,15 +485,7 @@ impl<S: TokenSource, T: TokenStore> Worker<S, T> {
                 "{how}{}", if same { ", the same again" } else { "" }
             );
         }
-        self.state.send_modify(|state| {
-            let before = state.token.replace(token.clone());
-            if let Some(before) = before.filter(|_| !same) {
-                if state.replaced.len() == REMEMBERED {
-                    state.replaced.remove(0);
-                }
-                state.replaced.push(before);
-            }
-        });
+        self.state.send_modify(|state| state.replace(token.clone()));
         if same { Refresh::Same(token) } else { Refresh::Another(token) }
     }
 

@@ -8,10 +8,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use crate::credentials::Secret;
-use crate::token::percent_encode;
+use crate::credentials::encoded::PercentEncoded;
 
 /// What kind of failure it was, by who can end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -244,8 +242,8 @@ const MAX_ERRMSG: usize = 300;
 /// secret goes next, and the cut comes last, so that it cannot leave half of one.
 pub(super) fn presentable(errmsg: &str, secret: &Secret) -> String {
     let clean: String = errmsg.chars().filter(|c| !c.is_control()).collect();
-    let encoded = Zeroizing::new(percent_encode(secret.expose()));
-    let clean = clean.replace(secret.expose(), "***").replace(encoded.as_str(), "***");
+    let encoded = PercentEncoded::of(secret.expose());
+    let clean = clean.replace(secret.expose(), "***").replace(encoded.expose(), "***");
     clean.trim().chars().take(MAX_ERRMSG).collect()
 }
 

@@ -1,0 +1,88 @@
+//! Which lines of a head hyper is given: [`Wanted`].
+//!
+//! hyper makes a name, a value and an entry in a map of every header (`perf.md`: 300 instructions and more for each),
+//! and nobody looks at most of them: they go to WeChat as they came. So a line of a plain head that neither hyper nor
+//! the handler reads goes by hyper. SECURITY: only where the guard has found all of the head sound by stricter rules
+//! than hyper's, and never a line that says where the body ends, what becomes of the connection, or whose it is.
+
+use std::rc::Rc;
+
+use http::{HeaderName, header};
+
+/// The names of the lines that are read; all, unless it is said which.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted(Option<Rc<Names>>);
+
+#[derive(Debug)]
+struct Names {
+    names: Vec<HeaderName>,
+    /// A bit for each length that there is among them: nearly no other name has one of these.
+    lengths: u64,
+    /// The longest head that is taken apart. A longer one is hyper's to refuse, which has to see all of it.
+    max_head: usize,
+}
+
+/// The most lines of a head that is taken apart: hyper refuses more than 100.
+pub(super) const MAX_LINES: usize = 100;
+
+/// What hyper itself looks at.
+const HYPERS: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+    header::HOST,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+impl Wanted {
+    /// All of them.
+    #[must_use]
+    pub fn all() -> Self {
+        Self(None)
+    }
+
+    /// Those of these names and those that hyper needs, of heads up to `max_head` bytes.
+    #[must_use]
+    pub fn only(names: impl IntoIterator<Item = HeaderName>, max_head: usize) -> Self {
+        let names: Vec<_> = HYPERS.into_iter().chain(names).collect();
+        let lengths = names.iter().fold(0, |lengths, name| lengths | 1 << name.as_str().len().min(63));
+        Self(Some(Rc::new(Names { names, lengths, max_head })))
+    }
+
+    /// Whether heads of this size are taken apart at all.
+    pub(super) fn takes_apart(&self, length: usize, lines: usize) -> bool {
+        self.0.as_ref().is_some_and(|names| length <= names.max_head && lines <= MAX_LINES)
+    }
+
+    /// Whether a line of this name is read.
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        let Some(only) = &self.0 else { return true };
+        only.lengths >> name.len().min(63) & 1 == 1
+            && only.names.iter().any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_wanted_in_any_case_and_what_hyper_needs_always_is() {
+        let wanted = Wanted::only([HeaderName::from_static("x-mine")], 100);
+        for name in
+            ["X-Mine", "content-LENGTH", "Transfer-Encoding", "host", "TE", "Expect", "Connection", "upgrade"]
+        {
+            assert!(wanted.has(name.as_bytes()), "{name}");
+        }
+        let long = "x".repeat(80);
+        for name in ["X-Nine", "x-min", "Accept", "Authorization", &long] {
+            assert!(!wanted.has(name.as_bytes()) && Wanted::all().has(name.as_bytes()), "{name}");
+        }
+        let long = HeaderName::from_bytes(long.as_bytes()).unwrap();
+        assert!(Wanted::only([long.clone()], 100).has(long.as_str().as_bytes()));
+        assert!(wanted.takes_apart(100, 100) && !wanted.takes_apart(101, 1) && !wanted.takes_apart(1, 101));
+        assert!(!Wanted::all().takes_apart(1, 1));
+    }
+}

@@ -1,0 +1,232 @@
+//! What bytes are to HTTP/1.1, and how the first of a kind is found fast. Pure.
+//!
+//! The guard before hyper and the client toward WeChat read heads by these. Nearly every head is of [`plain_line`]s,
+//! and is read with them alone; whatever is not goes a slower way, which knows the rest of the grammar.
+
+/// What no field value may hold; a tab it may.
+#[must_use]
+pub fn is_control(byte: u8) -> bool {
+    (byte < b' ' && byte != b'\t') || byte == 0x7f
+}
+
+/// The characters of methods and field names (RFC 9110 5.6.2).
+#[must_use]
+pub fn is_token(byte: u8) -> bool {
+    TOKEN[usize::from(byte)]
+}
+
+const TOKEN: [bool; 256] = {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut n = 0;
+    while n < others.len() {
+        table[others[n] as usize] = true;
+        n += 1;
+    }
+    table
+};
+
+/// A byte in each of the eight of a word.
+const ONES: u64 = 0x0101_0101_0101_0101;
+const HIGHS: u64 = ONES * 0x80;
+
+/// How many such characters there are at the beginning. Letters, digits and `-`, of which nearly every name is made,
+/// eight at a time.
+#[must_use]
+pub fn tokens(bytes: &[u8]) -> usize {
+    let (words, _) = bytes.as_chunks::<8>();
+    let mut at = 0;
+    for word in words {
+        // The high bit of each byte that is one of these. With seven bits no sum reaches the next byte.
+        let word = u64::from_le_bytes(*word);
+        let (seven, lower) = (word & !HIGHS, (word | (ONES * 0x20)) & !HIGHS);
+        let letter = (lower + ONES * (0x80 - 0x61)) & !(lower + ONES * (0x7f - 0x7a));
+        let digit = (seven + ONES * (0x80 - 0x30)) & !(seven + ONES * (0x7f - 0x39));
+        let hyphen = !((seven ^ (ONES * 0x2d)) + ONES * 0x7f);
+        let others = !((letter | digit | hyphen) & !word) & HIGHS;
+        if others != 0 {
+            at += others.trailing_zeros() as usize / 8;
+            break;
+        }
+        at += 8;
+    }
+    at + bytes[at..].iter().position(|&b| !is_token(b)).unwrap_or(bytes.len() - at)
+}
+
+/// A Content-Length as it is nearly always written; `None` for any other, sound or not.
+#[must_use]
+pub fn plain_number(value: &[u8]) -> Option<u64> {
+    let digits = value.strip_prefix(b" ").unwrap_or(value);
+    if digits.is_empty() || digits.len() > 15 {
+        return None;
+    }
+    let mut number = 0;
+    for &digit in digits {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        number = number * 10 + u64::from(digit - b'0');
+    }
+    Some(number)
+}
+
+/// How many bytes there are before the first control character, a tab included: eight at a time.
+#[must_use]
+pub fn printable(bytes: &[u8]) -> usize {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (n, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let delete = word ^ (ONES * 0x7f);
+        // The high bit of each byte that is below 0x20, or 0x7f. Above the first one a borrow may set others.
+        let hit = (word.wrapping_sub(ONES * 0x20) & !word | delete.wrapping_sub(ONES) & !delete) & HIGHS;
+        if hit != 0 {
+            return n * 8 + hit.trailing_zeros() as usize / 8;
+        }
+    }
+    let at = bytes.len() - rest.len();
+    at + rest.iter().position(|&b| b < b' ' || b == 0x7f).unwrap_or(rest.len())
+}
+
+/// The place of the first byte that is looked for, or the end. In steps of 16 without a branch inside, which the
+/// compiler turns into vector code.
+pub fn find(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
+    const STEP: usize = 16;
+    let (steps, _) = bytes.as_chunks::<STEP>();
+    let clear = steps.iter().take_while(|step| !step.iter().fold(false, |hit, &b| hit | wanted(b))).count();
+    let at = clear * STEP;
+    at + bytes[at..].iter().position(|&b| wanted(b)).unwrap_or(bytes.len() - at)
+}
+
+/// A field line in a head: where it begins, how long its name is, and where it ends, before its CR LF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Its first byte.
+    pub from: u32,
+    /// The length of its name, which a colon follows.
+    pub name: u32,
+    /// Behind its last byte.
+    pub to: u32,
+}
+
+impl Line {
+    /// Of the head it is in: the name, and the value with what space is around it.
+    #[must_use]
+    pub fn of<'a>(&self, head: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let line = self.whole(head);
+        let name = self.name as usize;
+        (&line[..name], &line[name + 1..])
+    }
+
+    /// Of the head it is in: name, colon and value.
+    #[must_use]
+    pub fn whole<'a>(&self, head: &'a [u8]) -> &'a [u8] {
+        &head[self.from as usize..self.to as usize]
+    }
+}
+
+/// The field line at `from`, if it is here as a whole and there is nothing odd in it: a name, a colon, a value without
+/// a control character, and CR LF.
+#[must_use]
+pub fn plain_line(head: &[u8], from: usize) -> Option<Line> {
+    let line = head.get(from..)?;
+    let name = tokens(line);
+    let value = line.get(name + 1..).filter(|_| name > 0 && line[name] == b':')?;
+    let length = printable(value);
+    if !value[length..].starts_with(b"\r\n") {
+        return None;
+    }
+    let at = |n: usize| u32::try_from(n).ok();
+    Some(Line { from: at(from)?, name: at(name)?, to: at(from + name + 1 + length)? })
+}
+
+/// The field lines of a head that was found sound, however odd it is. Its first line is none of them.
+pub fn lines(head: &[u8]) -> impl Iterator<Item = Line> {
+    let ends = memchr::memchr_iter(b'\n', head).map(|at| at + 1);
+    let mut from = 0;
+    let lines = ends.map(move |end| (std::mem::replace(&mut from, end), end - 2)).skip(1);
+    lines.take_while(|(from, to)| to > from).filter_map(move |(from, to)| {
+        let name = memchr::memchr(b':', &head[from..to])?;
+        let at = |n: usize| u32::try_from(n).ok();
+        Some(Line { from: at(from)?, name: at(name)?, to: at(to)? })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_plain_or_none() {
+        let head = b"GET / HTTP/1.1\r\nContent-Type: a b\r\nX_1:\r\n\r\n";
+        let first = plain_line(head, 16).unwrap();
+        assert_eq!(first.of(head), (&b"Content-Type"[..], &b" a b"[..]));
+        let second = plain_line(head, first.to as usize + 2).unwrap();
+        assert_eq!(second.of(head), (&b"X_1"[..], &b""[..]));
+        assert_eq!(plain_line(head, second.to as usize + 2), None, "the empty one");
+        assert_eq!(lines(head).collect::<Vec<_>>(), [first, second]);
+        for odd in [
+            "a: b",
+            "a: b\r",
+            "a: b\n",
+            "a : b\r\n",
+            " a: b\r\n",
+            ":b\r\n",
+            "a\r\n",
+            "a:\tb\r\n",
+            "a:\0\r\n",
+            "",
+        ] {
+            assert_eq!(plain_line(odd.as_bytes(), 0), None, "{odd:?}");
+        }
+        assert_eq!(plain_line(b"a: b\r\n", 7), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_fast_is_what_is_found_slowly(bytes in prop::collection::vec(any::<u8>(), 0..40), at in 0..40_usize) {
+            let slowly = |is: fn(u8) -> bool, bytes: &[u8]| bytes.iter().position(|&b| is(b)).unwrap_or(bytes.len());
+            // Behind a long run of what passes, too.
+            let mut long = b"Content-Type-0123456789-abcxyz-ABCXYZ-Z"[..at.min(39)].to_vec();
+            long.extend_from_slice(&bytes);
+            for bytes in [&bytes, &long] {
+                prop_assert_eq!(tokens(bytes), slowly(|b| !is_token(b), bytes));
+                prop_assert_eq!(printable(bytes), slowly(|b| b < b' ' || b == 0x7f, bytes));
+                prop_assert_eq!(find(bytes, is_control), slowly(is_control, bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_is_known_in_every_place() {
+        for byte in 0..=255_u8 {
+            for place in 0..16 {
+                let mut bytes = [b'a'; 16];
+                bytes[place] = byte;
+                assert_eq!(tokens(&bytes), if is_token(byte) { 16 } else { place }, "{byte} at {place}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_is_plain_or_none() {
+        for (value, number) in [
+            (" 200", Some(200)),
+            ("0", Some(0)),
+            (" 999999999999999", Some(999_999_999_999_999)),
+            ("", None),
+            (" ", None),
+            ("  1", None),
+            ("+1", None),
+            ("1 ", None),
+            ("1234567890123456", None),
+        ] {
+            assert_eq!(plain_number(value.as_bytes()), number, "{value:?}");
+        }
+    }
+}
