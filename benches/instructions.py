@@ -18,31 +18,39 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import rig as bench
 from rig import HERE, ROOT, Peer, Rig, calls, free_ports, need
 
 BASELINE = os.path.join(HERE, "instructions.baseline")
 MOST = 1.05
+CALL = "exchange"
 PARTS = ["inject", "inspect", "route", "replay"]
 VALGRIND = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
 
 
 def collected(said):
-    return int(re.search(r"Collected\s*:\s*(\d+)", said).group(1))
+    count = re.search(r"Collected\s*:\s*(\d+)", said)
+    if not count:
+        raise SystemExit(f"callgrind did not count:\n{said}")
+    return int(count.group(1))
 
 
-def exchange(rig, count, *more, log="warn"):
+def exchange(rig, count, *more, name="wechat-sidecar", **settings):
     """The instructions of a whole run with so many calls."""
-    peer = Peer(rig, "wechat-sidecar", *free_ports(2))
-    argv, env = peer._wechat_sidecar(tls=False, log=log)
-    log = rig.path("callgrind")
-    with open(log, "w") as said:
-        process = rig.start(VALGRIND + argv + list(more), peer.port, env=env, stderr=said)
-    calls(peer.port, count)
+    peer = Peer(rig, name, *free_ports(2))
+    argv, env = peer.command(tls=False, **settings)
+    if name == "nginx":
+        more = ["-g", "master_process off;"]
+    said = rig.path("callgrind")
+    with open(said, "w") as file:
+        process = rig.start([*VALGRIND, *argv, *more], peer.port, env=env, stderr=file)
+    calls(peer.port, count, rig.shape)
+    time.sleep(0.2)
     process.stop()
-    with open(log) as said:
-        return collected(said.read())
+    with open(said) as file:
+        return collected(file.read())
 
 
 def counted(path, part, times):
@@ -56,15 +64,25 @@ def difference(count, few, many):
     return (count(many) - count(few)) / (many - few)
 
 
-def exchanges(rig):
+def exchanges(rig, *names):
+    """What a call costs, as it is and with more to do: (name, instructions); `names` tells which peers come after."""
     accounts = "".join(
         f'[[account]]\nappid = "wx{n:016x}"\nsecret = "{n:032x}"\n' for n in range(1, 21)
     )
     many = rig.write("accounts.toml", accounts)
     os.chmod(many, 0o600)
-    yield "exchange", difference(lambda n: exchange(rig, n), 300, 1300)
-    yield "exchange, access line on", difference(lambda n: exchange(rig, n, log="info"), 300, 1300)
-    yield "exchange, 20 more accounts", difference(lambda n: exchange(rig, n, "--config", many), 300, 1300)
+    # Half of them where the call's own rule is, which comes last.
+    rules = [f"{way}/of{n}" for n in range(100) for way in ("POST /cgi-bin/message", "/wxa/business/*")][1:]
+    rules.append("POST " + bench.PATH.split("?")[0])
+    rules = rig.write("rules.toml", f"allow = {json.dumps(rules)}\n")
+    for name, more, settings in [
+        (CALL, [], {}),
+        (f"{CALL}, access line on", [], {"log": "info"}),
+        (f"{CALL}, 20 more accounts", ["--config", many], {}),
+        (f"{CALL}, 200 allow rules", ["--config", rules], {}),
+        *((f"{CALL}, {name}", [], {"name": name}) for name in names),
+    ]:
+        yield name, round(difference(lambda n: exchange(rig, n, *more, **settings), 300, 1300))
 
 
 def parts():
@@ -78,7 +96,7 @@ def parts():
     path = next(line["executable"] for line in lines if line.get("target", {}).get("name") == "parts" and line.get("executable"))
     for part in PARTS:
         run = lambda n: counted(path, part, n)
-        yield part, difference(run, 1000, 3000)
+        yield part, round(difference(run, 1000, 3000))
 
 
 def main():
@@ -87,7 +105,7 @@ def main():
         raise SystemExit(f"{bench.SIDECAR} is not there; cargo build --release --locked")
     rig = Rig()
     try:
-        figures = {name: round(count) for found in (exchanges(rig), parts()) for name, count in found}
+        figures = dict([*exchanges(rig), *parts()])
     finally:
         rig.stop()
     if "--accept" in sys.argv:

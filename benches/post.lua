@@ -1,6 +1,6 @@
--- The small call of the comparison: see rig.py.
+-- The small call of the comparison: see `Shape` in rig.py.
 wrk.method = "POST"
 wrk.body = os.getenv("BENCH_BODY")
-wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Basic dXNlcjpwYXNz"
-wrk.headers["User-Agent"] = "wrk"
+for name, value in os.getenv("BENCH_HEADERS"):gmatch("([^:\n]+): ([^\n]*)") do
+  wrk.headers[name] = value
+end

@@ -21,16 +21,41 @@ ROOT = os.path.dirname(HERE)
 APPID = "wx0123456789abcdef"
 SECRET = "0123456789abcdef0123456789abcdef"
 NAME = "wechat.test"
-REPLY = '{"errcode":0,"errmsg":"ok","msgid":200228332,"note":"%s"}'
-REPLY = REPLY % ("a reply of the size that most replies have; " * 3)[: 150 - len(REPLY) + 2]
-BODY = b'{"touser":"OPENID","template_id":"TEMPLATE","page":"index","data":{"number":{"value":"339208499"},"note":{"value":"%s"}}}'
-BODY = BODY % (b"x" * (200 - len(BODY) + 2))
-assert (len(REPLY), len(BODY)) == (150, 200), (len(REPLY), len(BODY))
-HEAD = (
-    b"POST /cgi-bin/message/template/send?debug=1 HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: wrk\r\n"
-    b"Authorization: Basic dXNlcjpwYXNz\r\nContent-Type: application/json\r\nContent-Length: 200\r\n\r\n"
-)
+PATH = "/cgi-bin/message/template/send?debug=1"
 
+
+class Shape:
+    """The small call: a POST with a JSON body, `headers` header lines as it leaves the app, and the reply to it."""
+
+    def __init__(self, body=200, reply=150, headers=5, reply_headers=0, errcode="first"):
+        self.body = self._json('{"touser":"OPENID","template_id":"TEMPLATE","page":"index","note":"%s"}', body).encode()
+        codes = '"errcode":0,"errmsg":"ok",' if errcode == "first" else ""
+        after = ',"errmsg":"ok","errcode":0' if errcode == "last" else ""
+        self.reply = self._json("{" + codes + '"msgid":200228332,"note":"%s"' + after + "}", reply).encode()
+        self.headers = {
+            "User-Agent": "wrk",
+            "Authorization": "Basic dXNlcjpwYXNz",
+            "Content-Type": "application/json",
+            **{f"X-App-{n:02}": f"{n:02} of what apps and meshes add" for n in range(1, headers - 4)},
+        }
+        self.reply_headers = {f"X-WeChat-{n:02}": f"{n:02} of what a gateway adds" for n in range(1, reply_headers + 1)}
+        lines = {"Host": "127.0.0.1", **self.headers, "Content-Length": len(self.body)}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.request = f"POST {PATH} HTTP/1.1\r\n{head}\r\n".encode() + self.body
+
+    def __str__(self):
+        return (
+            f"a body of {len(self.body)} bytes and {len(self.headers) + 2} headers, a reply of {len(self.reply)} bytes"
+            + (f" with {len(self.reply_headers)} headers more" if self.reply_headers else "")
+        )
+
+    @staticmethod
+    def _json(form, size):
+        note = "what most calls and replies are made of; " * (size // 40 + 1)
+        whole = form % note[: max(size - len(form) + 2, 0)]
+        if len(whole) != size:
+            raise SystemExit(f"{size} bytes are too few for the JSON of the bench; {len(whole)} would do")
+        return whole
 
 
 def free_ports(count):
@@ -42,7 +67,15 @@ def free_ports(count):
     return ports
 
 
-PLAIN, TLS, SINK, *PEER_PORTS = free_ports(3 + 2 * 4)
+# Bytes of a reply in one word of nginx's.
+PIECE = 3000
+# How long a fetch takes once the token is dead, in seconds: long enough for a thousand calls to be refused meanwhile.
+FETCH = 0.5
+LUA = "\n".join(
+    f"load_module /usr/lib/nginx/modules/{name}.so;" for name in ["ndk_http_module", "ngx_http_lua_module"]
+)
+
+PLAIN, TLS, SINK, HERD, HERD_TLS, *PEER_PORTS = free_ports(5 + 2 * 4)
 
 # Debian's package for each program that is asked for.
 PACKAGES = {
@@ -129,13 +162,18 @@ class Process:
                 clear.write("5")
 
     def stop(self):
-        if self.child.poll() is None:
+        # Twice: a lone nginx misses a signal that comes just before it waits.
+        for _ in range(2):
+            if self.child.poll() is not None:
+                return
             self.child.send_signal(signal.SIGTERM)
             try:
-                self.child.wait(10)
+                self.child.wait(5)
             except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
+                pass
+        if self.child.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.child.wait()
 
 
 def _kib(path, key):
@@ -168,7 +206,8 @@ def answer(process, port, path="/", patience=20):
 class Rig:
     """The folder, the certificate and the upstream."""
 
-    def __init__(self):
+    def __init__(self, shape=None):
+        self.shape = shape or Shape()
         self.folder = tempfile.mkdtemp(prefix="wechat-sidecar-bench-")
         os.chmod(self.folder, 0o755)
         self.token = token()
@@ -210,7 +249,7 @@ class Rig:
         )
 
     def nginx(self, name, http_part, modules=""):
-        """A configuration with one worker that keeps nothing on disk but what it must."""
+        """The path of a configuration with one worker that keeps nothing on disk but what it must."""
         folders = " ".join(
             f"{kind}_temp_path {self.path(name + '-' + kind)};"
             for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -230,22 +269,63 @@ http {{
 
     def _upstream(self):
         issued = f'{{"access_token":"{self.token}","expires_in":7200}}'
+        maps, reply = self._reply()
         return self.nginx(
             "upstream",
             f"""
-  map_hash_bucket_size 1024;
+  map_hash_bucket_size 1024; {maps}
   map $args $delivered {{ "x=1&access_token={self.token}" exactly; default altered; }}
   server {{
     listen 127.0.0.1:{PLAIN} backlog=4096; listen 127.0.0.1:{TLS} ssl backlog=4096;
     ssl_certificate {self.path("cert.pem")}; ssl_certificate_key {self.path("key.pem")}; ssl_protocols TLSv1.3;
     location = /cgi-bin/stable_token {{ return 200 '{issued}'; }}
-    location = /delivered {{ return 200 $delivered; }}
+    location = /cgi-bin/delivered {{ return 200 $delivered; }}
     location = /cgi-bin/media/get {{ alias {self.path("big")}; default_type application/octet-stream; }}
     location = /cgi-bin/media/upload {{ proxy_pass http://127.0.0.1:{SINK}; proxy_request_buffering off; proxy_http_version 1.1; }}
-    location / {{ return 200 '{REPLY}'; }}
+    location / {{ {reply} }}
   }}
-  server {{ listen 127.0.0.1:{SINK}; location / {{ client_body_buffer_size 1m; return 200 '{REPLY}'; }} }}""",
+  server {{ listen 127.0.0.1:{SINK}; location / {{ client_body_buffer_size 1m; {reply} }} }}""",
         )
+
+    def _reply(self, said=None):
+        """The reply to a small call: its maps, in pieces because nginx takes no word of 4 KiB, and how it is sent."""
+        text = self.shape.reply.decode()
+        maps = "".join(
+            f"\n  map $host $reply{at} {{ default '{text[at : at + PIECE]}'; }}" for at in range(0, len(text), PIECE)
+        )
+        headers = "".join(f"add_header {name} '{value}'; " for name, value in self.shape.reply_headers.items())
+        return maps, f'{headers}return 200 "{said or self._replied()}";'
+
+    def _replied(self):
+        return "".join(f"${{reply{at}}}" for at in range(0, len(self.shape.reply), PIECE))
+
+    def herd(self):
+        """A WeChat that refuses the first token it gave, but below `/cgi-bin/warm/`; a further one takes [`FETCH`]."""
+        maps, reply = self._reply("$herd")
+        config = self.nginx(
+            "herd",
+            f"""
+  lua_shared_dict herd 1m; {maps}
+  map $arg_access_token $herd {{
+    ~^old- '{{"errcode":40001,"errmsg":"invalid credential, access_token is invalid or not latest"}}';
+    default "{self._replied()}";
+  }}
+  server {{
+    listen 127.0.0.1:{HERD} backlog=4096; listen 127.0.0.1:{HERD_TLS} ssl backlog=4096;
+    ssl_certificate {self.path("cert.pem")}; ssl_certificate_key {self.path("key.pem")}; ssl_protocols TLSv1.3;
+    location = /fetches {{ content_by_lua_block {{ ngx.print(ngx.shared.herd:get("fetches")) }} }}
+    location = /cgi-bin/stable_token {{ content_by_lua_block {{
+      ngx.req.read_body()
+      local fetches = ngx.shared.herd:incr("fetches", 1, 0)
+      if fetches > 1 then ngx.sleep({FETCH}) end
+      ngx.print('{{"access_token":"', fetches > 1 and "new-" or "old-", '{self.token[:508]}","expires_in":7200}}')
+    }} }}
+    location /cgi-bin/warm/ {{ return 200 "{self._replied()}"; }}
+    location / {{ {reply} }}
+  }}""",
+            LUA,
+        )
+        return self.start([which("nginx"), "-c", config], HERD)
 
 
 class Peer:
@@ -254,16 +334,21 @@ class Peer:
     def __init__(self, rig, name, port, admin_port):
         self.rig, self.name, self.port, self.admin_port = rig, name, port, admin_port
 
-    def start(self, tls, wait=True):
-        argv, env = getattr(self, "_" + self.name.replace("-", "_"))(tls)
+    def command(self, tls, **more):
+        """What starts it, and the environment it needs."""
+        return getattr(self, "_" + self.name.replace("-", "_"))(tls, **more)
+
+    def start(self, tls, wait=True, **more):
+        argv, env = self.command(tls, **more)
         return self.rig.start(argv, self.port, env=env, wait=wait)
 
-    def _wechat_sidecar(self, tls, log="warn"):
-        origin = f"https://{NAME}" if tls else f"http://127.0.0.1:{PLAIN}"
+    def _wechat_sidecar(self, tls, log="warn", ports=None):
+        plain_port, tls_port = ports or (PLAIN, TLS)
+        origin = f"https://{NAME}" if tls else f"http://127.0.0.1:{plain_port}"
         argv = [SIDECAR, "run", "--appid", APPID, "--upstream", origin, "--workers", "1", "--log", log]
         argv += ["--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin_port}"]
         if tls:
-            argv += ["--upstream-address", f"127.0.0.1:{TLS}", "--upstream-ca-file", self.rig.path("ca.pem")]
+            argv += ["--upstream-address", f"127.0.0.1:{tls_port}", "--upstream-ca-file", self.rig.path("ca.pem")]
         return argv, {"WECHAT_SIDECAR_SECRET": SECRET}
 
     def _upstream_block(self, tls):
@@ -305,11 +390,7 @@ class Peer:
         server = f"""{block} server {{ listen 127.0.0.1:{self.port} backlog=4096;
     location / {{ content_by_lua_block {{ {code} }} }}
     location /up/ {{ internal; rewrite ^/up(/.*)$ $1 break; {passes} }} }}"""
-        modules = "\n".join(
-            f"load_module {path};"
-            for path in ["/usr/lib/nginx/modules/ndk_http_module.so", "/usr/lib/nginx/modules/ngx_http_lua_module.so"]
-        )
-        return [which("nginx"), "-c", self.rig.nginx("nginx-lua", server, modules)], {}
+        return [which("nginx"), "-c", self.rig.nginx("nginx-lua", server, LUA)], {}
 
     def _haproxy(self, tls):
         server = f"127.0.0.1:{TLS} ssl verify required ca-file {self.rig.path('ca.pem')} sni str({NAME}) verifyhost {NAME}"
@@ -337,7 +418,7 @@ backend b
     def check(self):
         """That it delivers the exact token."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        client.request("GET", "/delivered?x=1")
+        client.request("GET", "/cgi-bin/delivered?x=1")
         got = client.getresponse().read().decode()
         if got != "exactly":
             raise SystemExit(f"{self.name} does not deliver the query with the token as it should: {got}")
@@ -351,19 +432,19 @@ def peers(rig):
     return [Peer(rig, name, *PEER_PORTS[2 * n : 2 * n + 2]) for n, name in enumerate(names)]
 
 
-def calls(port, count):
+def calls(port, count, shape):
     """So many calls on one connection, one after the other."""
     stream = socket.create_connection(("127.0.0.1", port))
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for _ in range(count):
-        stream.sendall(HEAD + BODY)
+        stream.sendall(shape.request)
         got = b""
-        while len(got) < 4 or got.count(b"\r\n\r\n") == 0 or len(got.split(b"\r\n\r\n", 1)[1]) < len(REPLY):
+        while len(got) < 4 or got.count(b"\r\n\r\n") == 0 or len(got.split(b"\r\n\r\n", 1)[1]) < len(shape.reply):
             piece = stream.recv(65536)
             if not piece:
                 raise SystemExit(f"the connection was closed after {got!r}")
             got += piece
         head, _, body = got.partition(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200") or body != REPLY.encode():
+        if not head.startswith(b"HTTP/1.1 200") or body != shape.reply:
             raise SystemExit(f"not the answer that was sent: {got!r}")
     stream.close()
