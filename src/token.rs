@@ -169,7 +169,7 @@ pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
     /// The name of a token.
-    pub(crate) fn of(value: &str) -> Self {
+    pub fn of(value: &str) -> Self {
         let digest = Sha256::digest(value.as_bytes());
         let mut first = [0; 8];
         first.copy_from_slice(&digest[..8]);

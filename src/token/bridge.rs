@@ -191,24 +191,24 @@ impl Bridge {
             // Not where it ends too late, or never.
             Some(found) if is_current => found.ttl.is_none_or(|left| left >= token.remaining()),
             Some(_) if is_ours => true,
-            Some(found) => new && !(self.adopts && self.take(format, found).is_ok()),
+            Some(found) => new && !(self.adopts && self.take(format, &found.value, found.ttl).is_ok()),
         };
         if write { Act::Write(ttl) } else { Act::Leave }
     }
 
-    /// The token that an app put there for itself, with what is left of its life.
+    /// The token that an app put there for itself, in this value of a key that is there for `ttl` more.
     ///
     /// # Errors
     /// Why it is none that may be taken; no secret in it.
-    fn take(&self, format: &Format, found: &Found) -> Result<Token, &'static str> {
+    pub fn take(&self, format: &Format, value: &[u8], ttl: Option<Duration>) -> Result<Token, &'static str> {
         if !format.is_adoptable() {
             return Err("tokens in this format are not taken");
         }
-        let Some(left) = found.ttl else { return Err("it has no end") };
+        let Some(left) = ttl else { return Err("it has no end") };
         if left > MAX_LIFE {
             return Err("it is to live for more than a day");
         }
-        let value = format.token(&found.value).ok_or("it is not in this format")?;
+        let value = format.token(value).ok_or("it is not in this format")?;
         if value.len() < MIN_TOKEN_LENGTH {
             return Err("it is too short");
         }

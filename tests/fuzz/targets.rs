@@ -8,9 +8,16 @@ use std::time::Duration;
 
 use wechat_sidecar::app::App;
 use wechat_sidecar::config;
-use wechat_sidecar::credentials::Secret;
+use wechat_sidecar::credentials::{AppId, Secret};
+use wechat_sidecar::origin::Origin;
 use wechat_sidecar::proxy::inspect::{Inspector, PREFIX, Verdict, base_resp};
-use wechat_sidecar::token::source::parse_reply;
+use wechat_sidecar::tls::ExtraRoots;
+use wechat_sidecar::token::bridge::{Bridge, format::Format};
+use wechat_sidecar::token::redis::{self, Redis};
+use wechat_sidecar::token::source::{CentralSource, central as source, parse_reply};
+use wechat_sidecar::token::store::redis::Seals;
+use wechat_sidecar::token::store::redis::record::{self, CLOCK_SLACK_MS, LONGEST_LIFE_MS, Owner};
+use wechat_sidecar::token::{Fingerprint, Token};
 
 const APPID: &str = "wx0123456789abcdef";
 const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75e";
@@ -92,23 +99,125 @@ pub(crate) fn settings(input: &[u8]) {
 
 /// A token endpoint's reply: a sound token, or an error that shows no secret.
 pub(crate) fn reply(input: &[u8]) {
-    let (status, body) = input.split_at(input.len().min(1));
-    let status =
-        [200, 200, 200, 201, 302, 400, 404, 500, 502][usize::from(status.first().copied().unwrap_or(0)) % 9];
-    let status = http::StatusCode::from_u16(status).expect("a status");
+    let (how, body) = first(input);
+    let status = status(how);
     let secret = Secret::parse(SECRET).expect("a secret");
     match parse_reply(status, body, tokio::time::Instant::now(), &secret) {
         Ok(token) => {
             assert!(status.is_success());
-            assert!(token.expose().bytes().all(|b| b.is_ascii_graphic()));
-            assert!(token.expires_at() > token.fetched_at());
+            sound(&token);
+        }
+        Err(error) => told(&error.sentence, error.retry_after),
+    }
+}
+
+/// What lies in a store's key, beside Redis's clock and the key's life: a sound record of ours that ends when it says, or
+/// none. Where there is a key, only what was sealed with it.
+pub(crate) fn records(input: &[u8]) {
+    static SEALS: OnceLock<Seals> = OnceLock::new();
+    let seals = SEALS.get_or_init(|| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n").expect("it is written");
+        Seals::read(file.path()).expect("a key")
+    });
+    // How, and where the clock stands: the corpus is from a second of 2026.
+    let (how, text) = first(input);
+    let seals = (how & 1 == 1).then_some(seals);
+    let now = [SAVED_MS, SAVED_MS + 3_600_000, SAVED_MS + 7_200_000, 0, u64::MAX][usize::from(how >> 1) % 5];
+    let left = [7_200_000, 3_600_000, 1, -1, i64::MAX][usize::from(how >> 4) % 5];
+    let owner = Owner { appid: APPID.to_owned(), endpoint: "token" };
+    let Ok(record) = record::read(&owner, text, (now, left), seals) else { return };
+    let shown = String::from_utf8_lossy(text);
+    assert!(shown.contains(&Fingerprint::of(&record.token).to_string()), "{shown}");
+    assert!(seals.is_none() || (*record.token == TOKEN && !shown.contains(TOKEN)), "{shown}");
+    assert!(record.fetched_ms <= now.saturating_add(CLOCK_SLACK_MS), "{shown}");
+    assert!(record.ends_ms <= now.saturating_add(left.unsigned_abs()) && left >= 0, "{shown}");
+    assert!(record.ends_ms <= record.fetched_ms.saturating_add(LONGEST_LIFE_MS), "{shown}");
+}
+
+/// A central server's reply: a sound token no older than a day, or an error that shows no key.
+pub(crate) fn central(input: &[u8]) {
+    static SOURCE: OnceLock<CentralSource> = OnceLock::new();
+    let source = SOURCE.get_or_init(|| {
+        let config = source::Config {
+            origin: Origin::parse("http://127.0.0.1:1").expect("an origin"),
+            key: Secret::parse(SECRET).expect("a key"),
+            roots: ExtraRoots::default(),
+            connect_timeout: PATIENCE,
+            fetch_timeout: PATIENCE,
+        };
+        CentralSource::new(&config, AppId::parse(APPID).expect("an appid")).expect("a client")
+    });
+    let (how, rest) = first(input);
+    let status = status(how);
+    // The first line is what Retry-After says.
+    let at = rest.iter().position(|&b| b == b'\n').unwrap_or(0);
+    let mut headers = http::HeaderMap::new();
+    if let Ok(value) = http::HeaderValue::from_bytes(&rest[..at]) {
+        headers.insert("retry-after", value);
+    }
+    let asked_at = tokio::time::Instant::now();
+    match source.parse(status, &headers, &rest[at..], asked_at) {
+        Ok(token) => {
+            assert!(status.is_success() && token.fetched_at() <= asked_at);
+            sound(&token);
         }
         Err(error) => {
-            assert!(!error.sentence.contains(SECRET), "{}", error.sentence);
-            assert!(!error.sentence.chars().any(char::is_control), "{}", error.sentence);
-            assert!(error.retry_after >= Duration::from_secs(1));
+            told(&error.sentence, error.retry_after);
+            assert!(error.retry_after <= Duration::from_secs(30) && error.retry_after <= error.at_most);
         }
     }
+}
+
+/// What an app left in its Redis: a sound token that is worth taking, or a reason that shows none of it.
+pub(crate) fn bridge(input: &[u8]) {
+    static BRIDGE: OnceLock<(Bridge, Vec<Format>)> = OnceLock::new();
+    let (bridge, formats) = BRIDGE.get_or_init(|| {
+        let address = redis::Address::parse("redis://127.0.0.1:1").expect("an address");
+        // It is never asked.
+        let redis = Redis::new(redis::Config { address, roots: None });
+        let formats = ["wxjava-mp", "powerwechat", "wechatpy", "easywechat=k"];
+        let formats = formats.map(|format| Format::parse(format).expect("a format")).to_vec();
+        let appid = AppId::parse(APPID).expect("an appid");
+        let is_placeholder: fn(&str) -> bool = |token| token.starts_with("WECHAT-SIDECAR_");
+        (Bridge::new(appid, None, &formats, redis, true, is_placeholder), formats)
+    });
+    let (how, value) = first(input);
+    let format = &formats[usize::from(how & 3)];
+    let seconds = [7000, 1, 0, u64::MAX / 1000, 86_400][usize::from(how >> 2) % 5];
+    let left = (how >> 5 != 7).then(|| Duration::from_secs(seconds));
+    let Ok(token) = bridge.take(format, value, left) else { return };
+    sound(&token);
+    assert!(format.is_adoptable(), "{} is not taken", format.name());
+    assert!(left.is_some_and(|left| token.remaining() <= left && left <= Duration::from_secs(86_400)));
+    assert!(token.expose().len() >= 32 && !token.expose().starts_with("WECHAT-SIDECAR_"));
+}
+
+/// When the corpus of records was written, by Redis's clock.
+const SAVED_MS: u64 = 1_785_000_000_000;
+
+/// The first byte, and the rest.
+fn first(input: &[u8]) -> (u8, &[u8]) {
+    input.split_first().map_or((0, input), |(&how, rest)| (how, rest))
+}
+
+fn status(how: u8) -> http::StatusCode {
+    const ALL: [u16; 13] = [200, 200, 200, 201, 302, 400, 401, 403, 404, 429, 500, 502, 503];
+    http::StatusCode::from_u16(ALL[usize::from(how) % ALL.len()]).expect("a status")
+}
+
+/// Fit for a query, and it lives for a time and not for ever.
+fn sound(token: &Token) {
+    assert!(!token.expose().is_empty() && token.expose().bytes().all(|b| b.is_ascii_graphic()));
+    assert!(token.expires_at() >= token.fetched_at());
+    assert!(token.remaining() <= Duration::from_secs(86_400));
+}
+
+/// Fit for a log, and not asked again at once.
+fn told(sentence: &str, retry_after: Duration) {
+    assert!(!sentence.contains(SECRET) && !sentence.contains(TOKEN), "{sentence}");
+    assert!(!sentence.chars().any(char::is_control), "{sentence}");
+    assert!(retry_after >= Duration::from_secs(1));
 }
 
 /// The real sidecar before an upstream that reads by the letter. One for the whole process.

@@ -73,6 +73,14 @@ const WORDS: &[&str] = &[
     "-1",
     "1e400",
     "null",
+    "18446744073709551615",
+    "1785000000000",
+    "age_seconds",
+    "\"v\":1",
+    "\"sealed\":",
+    "\"standing\":\"refused\"",
+    "s:5:\"",
+    "\";",
     "[[account]]\n",
     "secret = \"x\"\n",
     "appid = \"wx1\"\n",
@@ -151,4 +159,19 @@ fn fuzzed_settings_are_taken_or_told_and_show_no_secret() {
 #[test]
 fn fuzzed_token_replies_are_sound_tokens_or_errors_without_a_secret() {
     run(corpus("reply"), Vec::new(), 20_000, targets::reply);
+}
+
+#[test]
+fn fuzzed_records_of_a_store_are_sound_or_none() {
+    run(corpus("records"), Vec::new(), 20_000, targets::records);
+}
+
+#[test]
+fn fuzzed_replies_of_a_central_server_are_sound_tokens_or_errors_without_a_key() {
+    run(corpus("central"), Vec::new(), 20_000, targets::central);
+}
+
+#[test]
+fn fuzzed_values_of_other_apps_are_tokens_worth_taking_or_left() {
+    run(corpus("bridge"), Vec::new(), 20_000, targets::bridge);
 }

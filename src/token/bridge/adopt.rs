@@ -76,7 +76,7 @@ impl Bridge {
                     continue;
                 }
             };
-            let taken = match self.take(&place.format, &found) {
+            let taken = match self.take(&place.format, &found.value, found.ttl) {
                 Ok(token) if Some(&token) == refused => Err("it was refused"),
                 Ok(token) if token.remaining() <= least => Err("it ends soon"),
                 taken => taken,

@@ -209,7 +209,8 @@ impl Format {
     }
 
     /// The token in a value, if it is one of this format.
-    pub(super) fn token(&self, value: &[u8]) -> Option<Zeroizing<String>> {
+    #[must_use]
+    pub fn token(&self, value: &[u8]) -> Option<Zeroizing<String>> {
         #[derive(Deserialize)]
         struct Object {
             access_token: String,
@@ -230,7 +231,8 @@ impl Format {
     }
 
     /// Whether a token of an app may be taken from it: from the plain and the JSON forms.
-    pub(super) fn is_adoptable(&self) -> bool {
+    #[must_use]
+    pub fn is_adoptable(&self) -> bool {
         self.shape != Shape::Php
     }
 }

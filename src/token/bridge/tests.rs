@@ -114,7 +114,8 @@ async fn only_a_sound_token_of_another_is_taken() {
     let bridge = bridge(true);
     let ours = token("now", 7200);
     bridge.remember(&ours);
-    let take = |value: &str, ttl| bridge.take(&plain(), &found(value, ttl).unwrap());
+    let take =
+        |value: &str, ttl: Option<u64>| bridge.take(&plain(), value.as_bytes(), ttl.map(Duration::from_secs));
     let taken = take(APPS, Some(7000)).unwrap();
     assert_eq!(
         (taken.expose(), taken.remaining()),
@@ -138,8 +139,9 @@ async fn only_a_sound_token_of_another_is_taken() {
         assert!(told.contains(why), "{told}");
     }
     let php = Format::parse("easywechat=k").unwrap();
-    let value = found(&format!("s:{}:\"{APPS}\";", APPS.len()), Some(7000)).unwrap();
-    assert!(bridge.take(&php, &value).unwrap_err().contains("not taken"));
+    let value = format!("s:{}:\"{APPS}\";", APPS.len());
+    let life = Some(Duration::from_secs(7000));
+    assert!(bridge.take(&php, value.as_bytes(), life).unwrap_err().contains("not taken"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::client::{Client, Names, Reply, Way};
@@ -119,14 +120,24 @@ impl CentralSource {
         Ok(Self { client, appid, key: config.key.clone(), bearer })
     }
 
-    fn parse(&self, reply: &Reply) -> Result<Token, FetchError> {
-        let said = reply::read_object(&reply.body);
+    /// Reads one reply to a request that was sent at `asked_at`.
+    ///
+    /// # Errors
+    /// What it says instead of a token, or why its token cannot be used.
+    pub fn parse(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        asked_at: Instant,
+    ) -> Result<Token, FetchError> {
+        let said = reply::read_object(body);
         let field = |name: &str| said.as_ref().and_then(|object| object.get(name));
         let origin = self.client.origin();
         let errmsg = field("errmsg").and_then(Value::as_str).unwrap_or_default();
         let errmsg = presentable(errmsg.trim_start_matches("wechat-sidecar: "), &self.key);
-        if !reply.status.is_success() {
-            return Err(self.unsuccessful(reply.status, &reply.headers, &errmsg));
+        if !status.is_success() {
+            return Err(self.unsuccessful(status, headers, &errmsg));
         }
         if field("errcode").is_some_and(|errcode| reply::integer(errcode) != Some(0)) {
             return Err(ours(
@@ -163,9 +174,9 @@ impl CentralSource {
         // How old it is decides which of two tokens is the newer one. Nothing can be older than this machine.
         let age = field("age_seconds").and_then(Value::as_f64).filter(|age| (0.0..OLDEST).contains(age));
         let age = Duration::from_secs_f64(age.unwrap_or(0.0));
-        let (fetched_at, age) = match reply.asked_at.checked_sub(age) {
+        let (fetched_at, age) = match asked_at.checked_sub(age) {
             Some(at) => (at, age),
-            None => (reply.asked_at, Duration::ZERO),
+            None => (asked_at, Duration::ZERO),
         };
         Token::new(value, fetched_at, age + Duration::from_secs(left)).map_err(unfit)
     }
@@ -278,7 +289,9 @@ impl TokenSource for CentralSource {
             }
         };
         let reply = self.client.ask(request.header(AUTHORIZATION, self.bearer.clone()), &self.key).await;
-        self.parse(&reply.map_err(|error| FetchError { at_most: AT_MOST, ..error })?)
+        let Reply { status, headers, body, asked_at } =
+            reply.map_err(|error| FetchError { at_most: AT_MOST, ..error })?;
+        self.parse(status, &headers, &body, asked_at)
     }
 }
 
@@ -288,8 +301,6 @@ fn ours(class: Class, sentence: String) -> FetchError {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     const KEY: &str = "a-key-of-16-chars";
@@ -311,13 +322,8 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, HeaderValue::from_static(value));
         }
-        let reply = Reply {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers: map,
-            body: Zeroizing::new(body.as_bytes().to_vec()),
-            asked_at: Instant::now(),
-        };
-        let parsed = source().parse(&reply);
+        let status = StatusCode::from_u16(status).unwrap();
+        let parsed = source().parse(status, &map, body.as_bytes(), Instant::now());
         if let Err(error) = &parsed {
             assert!(!format!("{error:?}").contains(KEY), "{error:?}");
             assert!(error.retry_after <= error.at_most && error.at_most <= LONGEST_WAIT, "{error:?}");

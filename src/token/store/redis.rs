@@ -12,7 +12,7 @@
 //!
 //! The braces around the appid are part of the name: they keep an account's keys in one slot of a Cluster.
 
-mod record;
+pub mod record;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -132,7 +132,9 @@ impl RedisStore {
         let sent = Instant::now();
         let (seconds, micros, kind, left, text): (u64, u64, String, i64, Vec<u8>) =
             self.redis.ask(script(LOAD).arg(&self.keys.token)).await?;
-        let sample = Sample { millis: seconds * 1000 + micros / 1000, sent, came: Instant::now() };
+        // Saturating, here and below: a clock beyond all time is none, but no reason to die.
+        let millis = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+        let sample = Sample { millis, sent, came: Instant::now() };
         let found = match kind.as_str() {
             "none" => Found::Nothing,
             "text" => Found::Text(text, left),
@@ -331,7 +333,7 @@ fn apart(from: Instant, to: u64, zero: u64) -> Option<Instant> {
 
 fn millis_at(zero: u64, at_zero: Instant, at: Instant) -> u64 {
     match at.checked_duration_since(at_zero) {
-        Some(later) => zero + millis(later),
+        Some(later) => zero.saturating_add(millis(later)),
         // Rounded away from it: an end must not move on.
         None => zero.saturating_sub(millis(at_zero - at) + 1),
     }

@@ -6,6 +6,10 @@
 //! ```
 //! Times are of Redis's own clock. `standing` is `good`, `refused` or `refused-news`. With a key there is `sealed`
 //! instead of `token`: base64 of nonce, text and tag, bound to everything before it but the standing.
+//!
+//! Public for the fuzz targets (`tests/fuzz`): whoever can write to Redis chooses these bytes.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -17,25 +21,36 @@ use crate::token::store::Standing;
 /// The version this sidecar writes and reads.
 const VERSION: u64 = 1;
 /// Twelve times the documented 7200 s: what is above is no life of a token.
-pub(super) const LONGEST_LIFE_MS: u64 = 86_400_000;
+pub const LONGEST_LIFE_MS: u64 = 86_400_000;
 /// A clock that was set back by less than this was only corrected.
-const CLOCK_SLACK_MS: u64 = 2000;
+pub const CLOCK_SLACK_MS: u64 = 2000;
 
 /// Whose record it is.
 #[derive(Clone, Debug)]
-pub(super) struct Owner {
-    pub(super) appid: String,
-    /// The two endpoints' tokens have nothing to do with each other.
-    pub(super) endpoint: &'static str,
+pub struct Owner {
+    /// The account.
+    pub appid: String,
+    /// `token` or `stable_token`: the two endpoints' tokens have nothing to do with each other.
+    pub endpoint: &'static str,
 }
 
-/// A record that can be trusted to be what it says.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) token: Zeroizing<String>,
-    pub(super) fetched_ms: u64,
-    pub(super) ends_ms: u64,
-    pub(super) standing: Standing,
+/// A record that can be trusted to be what it says. SECURITY: prints without the token.
+pub struct Record {
+    /// The token itself, in any characters.
+    pub token: Zeroizing<String>,
+    /// When it was fetched, in milliseconds of Redis's clock.
+    pub fetched_ms: u64,
+    /// When it ends, at the latest when its key does.
+    pub ends_ms: u64,
+    /// Whether WeChat still takes it.
+    pub standing: Standing,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token, fetched_ms, ends_ms, standing } = self;
+        write!(f, "Record({} {standing:?}, {fetched_ms} to {ends_ms})", Fingerprint::of(token))
+    }
 }
 
 #[derive(Serialize)]
@@ -99,7 +114,10 @@ impl Standing {
 }
 
 /// A new record, for a token that is good. SECURITY: in plain where there is no key.
-pub(super) fn write(
+///
+/// # Errors
+/// The system has no random numbers to seal it with.
+pub fn write(
     owner: &Owner,
     token: &str,
     (fetched_ms, ends_ms): (u64, u64),
@@ -125,7 +143,7 @@ pub(super) fn write(
 ///
 /// # Errors
 /// What is wrong with it, for the log, without a character of it.
-pub(super) fn read(
+pub fn read(
     owner: &Owner,
     text: &[u8],
     (now_ms, left_ms): (u64, i64),
@@ -146,11 +164,12 @@ pub(super) fn read(
     if ends_ms <= fetched_ms || ends_ms - fetched_ms > LONGEST_LIFE_MS {
         return Err("its life is absurd");
     }
-    if fetched_ms > now_ms + CLOCK_SLACK_MS {
+    // SECURITY: the time is what the other end says, too.
+    if fetched_ms > now_ms.saturating_add(CLOCK_SLACK_MS) {
         return Err("it comes from the future; the clock of Redis was set back");
     }
     let Some(left_ms) = u64::try_from(left_ms).ok() else { return Err("its key does not expire") };
-    if left_ms > ends_ms.saturating_sub(now_ms) + CLOCK_SLACK_MS {
+    if left_ms > ends_ms.saturating_sub(now_ms).saturating_add(CLOCK_SLACK_MS) {
         return Err("its key lives longer than it says");
     }
     let standing = Standing::of(&written.standing).ok_or("it says no standing that is known")?;
@@ -177,6 +196,8 @@ fn bound(owner: &Owner, fetched_ms: u64, ends_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW: u64 = 1_785_000_000_000;
@@ -260,5 +281,89 @@ mod tests {
         other.endpoint = "stable_token";
         let moved = good.replace("\"endpoint\":\"token\"", "\"endpoint\":\"stable_token\"");
         assert!(read(&other, moved.as_bytes(), (NOW, 1000), Some(&seals)).unwrap_err().contains("no key"));
+    }
+
+    /// What may stand in the key: a record with a field that is another's, some bytes changed, or no record at all.
+    fn texts() -> impl Strategy<Value = Vec<u8>> {
+        let fields = vec![
+            ("\"v\":1", "\"v\":1e0"),
+            ("\"v\":1", "\"v\":\"1\""),
+            ("wx1", "wx2"),
+            ("\"token\":", "\"sealed\":"),
+            ("\"endpoint\":\"token\"", "\"endpoint\":\"stable_token\""),
+            ("1785000000000", "0"),
+            ("1785000000000", "18446744073709551615"),
+            ("1785007200000", "1785000000001"),
+            ("1785007200000", "18446744073709551615"),
+            ("good", "refused"),
+            ("good", "refused-news"),
+            ("good", "GOOD"),
+            ("T0KEN", "T0KE"),
+            ("}", ",\"token\":\"T\"}"),
+        ];
+        let edit = prop_oneof![
+            3 => proptest::sample::select(fields).prop_map(|(from, to)| (from.to_owned(), to.to_owned())),
+            1 => "[0-9]{1,21}".prop_map(|number| ("1785007200000".to_owned(), number)),
+        ];
+        let edited = (any::<bool>(), proptest::collection::vec(edit, 0..3)).prop_map(|(sealed, edits)| {
+            let text = written(sealed.then(seals).as_ref());
+            edits.into_iter().fold(text, |text, (from, to)| text.replace(&from, &to)).into_bytes()
+        });
+        let bytes = (any::<prop::sample::Index>(), any::<u8>());
+        let bytes = prop_oneof![3 => Just(Vec::new()), 1 => proptest::collection::vec(bytes, 1..4)];
+        prop_oneof![
+            8 => (edited, bytes).prop_map(|(mut text, bytes)| {
+                for (at, byte) in bytes {
+                    let at = at.index(text.len());
+                    text[at] = byte;
+                }
+                text
+            }),
+            1 => proptest::collection::vec(any::<u8>(), 0..300),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_token_is_written_is_read_as_it_was_and_for_no_longer(
+            token in "\\PC{0,80}", appid in "\\PC{0,12}", fetched in 0..u64::MAX / 2, life in 1..=LONGEST_LIFE_MS,
+            later in 0..LONGEST_LIFE_MS, sealed in any::<bool>(),
+            left in prop_oneof![4 => 0..LONGEST_LIFE_MS as i64, 1 => 0..=i64::MAX],
+        ) {
+            let owner = Owner { appid, endpoint: "stable_token" };
+            let seals = sealed.then(seals);
+            let (now, ends) = (fetched + later, fetched + life);
+            let text = write(&owner, &token, (fetched, ends), seals.as_ref()).unwrap();
+            prop_assert!(!sealed || token.chars().count() < 8 || !text.contains(&token), "{}", *text);
+            let read = read(&owner, text.as_bytes(), (now, left), seals.as_ref());
+            // The key of one that has ended is gone but for the clock's slack.
+            let plausible = left as u64 <= ends.saturating_sub(now) + CLOCK_SLACK_MS;
+            prop_assert_eq!(read.is_ok(), plausible, "{:?}", read);
+            if let Ok(record) = read {
+                prop_assert_eq!((&*record.token, record.fetched_ms), (&token, fetched));
+                prop_assert_eq!(record.ends_ms, ends.min(now + left as u64));
+                prop_assert_eq!(record.standing, Standing::Good);
+                let printed = format!("{record:?}");
+                prop_assert!(token.chars().count() < 8 || !printed.contains(&token), "{}", printed);
+            }
+        }
+
+        #[test]
+        fn whatever_lies_in_the_key_is_a_sound_record_or_none(
+            text in texts(), now in prop_oneof![Just(NOW), NOW..NOW + LONGEST_LIFE_MS, any::<u64>()], left in any::<i64>(),
+            near in any::<bool>(), sealed in any::<bool>(),
+        ) {
+            let left = if near { (NOW + 7_200_000).saturating_sub(now) as i64 } else { left };
+            let seals = sealed.then(seals);
+            let Ok(record) = read(&owner(), &text, (now, left), seals.as_ref()) else { return Ok(()) };
+            // With a key, nobody without it has us take what it did not seal.
+            prop_assert!(!sealed || *record.token == "T0KEN/+\"x");
+            prop_assert!(String::from_utf8_lossy(&text).contains(&Fingerprint::of(&record.token).to_string()));
+            prop_assert!(record.fetched_ms <= now.saturating_add(CLOCK_SLACK_MS));
+            prop_assert!(record.ends_ms <= now.saturating_add(left as u64), "not for longer than its key lives");
+            prop_assert!(record.ends_ms <= record.fetched_ms.saturating_add(LONGEST_LIFE_MS));
+        }
     }
 }
