@@ -2,18 +2,19 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::within;
 
 /// One connection to the sidecar.
 pub(crate) struct RawClient {
-    reading: OwnedReadHalf,
-    writing: OwnedWriteHalf,
+    reading: Reading,
+    writing: Box<dyn AsyncWrite + Send + Unpin>,
     unread: Vec<u8>,
 }
+
+type Reading = Box<dyn AsyncRead + Send + Unpin>;
 
 /// How a reply ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +97,13 @@ impl RawClient {
         let stream = TcpStream::connect(address).await.expect("the sidecar accepts");
         stream.set_nodelay(true).expect("a socket option");
         let (reading, writing) = stream.into_split();
-        Self { reading, writing, unread: Vec::new() }
+        Self { reading: Box::new(reading), writing: Box::new(writing), unread: Vec::new() }
+    }
+
+    /// One over TLS, or whatever else carries bytes.
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+        let (reading, writing) = tokio::io::split(stream);
+        Self { reading: Box::new(reading), writing: Box::new(writing), unread: Vec::new() }
     }
 
     /// Sends these bytes; whether the other side took them is not its business.
@@ -169,7 +176,7 @@ impl RawClient {
 }
 
 /// Reads one reply. `head_only`: it has no body, whatever its head says.
-async fn read_reply(reading: &mut OwnedReadHalf, unread: &mut Vec<u8>, head_only: bool) -> Reply {
+async fn read_reply(reading: &mut Reading, unread: &mut Vec<u8>, head_only: bool) -> Reply {
     let mut reply =
         Reply { line: String::new(), status: 0, headers: Vec::new(), body: Vec::new(), end: End::Whole };
     let mut more = async |unread: &mut Vec<u8>| match reading.read_buf(unread).await {
