@@ -43,10 +43,12 @@ impl Slots {
     /// A place, if one is free.
     #[must_use]
     pub fn take(&self) -> Option<Slot> {
-        let used = self.0.used.fetch_add(1, Ordering::Relaxed);
-        // Made at once, so that a place too many is given back in the same way.
-        let slot = Slot(self.clone());
-        (used < self.0.most).then_some(slot)
+        // In one step: whoever added first and then looked would for that moment hold a place that somebody else, coming
+        // when one has just become free, would then not find.
+        let Inner { most, used } = &*self.0;
+        let taken =
+            used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| (used < *most).then(|| used + 1));
+        taken.is_ok().then(|| Slot(self.clone()))
     }
 }
 

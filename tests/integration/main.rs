@@ -25,6 +25,7 @@ mod replay_limits;
 mod replies;
 mod rig;
 mod splitting;
+mod threads;
 mod unix_socket;
 mod upstream_cuts;
 mod upstream_fails;
