@@ -1,7 +1,8 @@
 """What the suites under fire share: the binary as it is deployed (release, little logging), what it costs, and a load
 that does nothing but send and count.
 
-A check prints one line that begins with `ok` or `FAIL`, as in tests/clients, whose rig this stands on."""
+A check prints one line that begins with `ok` or `FAIL`, as in tests/clients, whose rig this stands on; the Redis is that of
+tests/fleet."""
 
 import os
 import re
@@ -13,8 +14,10 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
+for folder in ("clients", "fleet"):
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", folder))
 
+from fleet import Redis  # noqa: E402, F401
 from rig import APPID, BINARY, SECRET_FILE, Process, Simulator, check, equal  # noqa: E402, F401
 
 SEND = "/cgi-bin/message/custom/send"

@@ -2,12 +2,14 @@
 # The built binary under fire: overload, soak, kill -9.
 #
 #   tests/fire/run.sh target/release/wechat-sidecar            what the test command runs: about three minutes
-#   tests/fire/run.sh target/release/wechat-sidecar long       half a minute a phase, an hour of soak (drawn into
-#                                                              target/soak.svg), a hundred kills
+#   tests/fire/run.sh target/release/wechat-sidecar long       half a minute a phase, an hour of soak, a hundred kills
+#   tests/fire/run.sh target/release/wechat-sidecar soak 35 4  35 minutes of soak with 4 apps, and nothing else
+#
+# The two last draw the soak into tests/fire/soak.svg, which the README shows.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 if [ $# -lt 1 ] || ! [ -x "$1" ]; then
-    echo "usage: tests/fire/run.sh BINARY [long], with a binary that can be run" >&2
+    echo "usage: tests/fire/run.sh BINARY [long | soak MINUTES APPS] (whole ones), with a binary that can be run" >&2
     exit 64
 fi
 export E2E_BINARY E2E_TMP PYTHONDONTWRITEBYTECODE=1
@@ -20,11 +22,11 @@ for name in http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY; d
 # A call takes two files; the limit of whoever runs this may be for a shell.
 ulimit -n "$(ulimit -Hn)" 2> /dev/null || true
 
-if [ "${2:-}" = long ]; then
-    overload=30 soak="60 $here/../../target/soak.svg" killed=100 patience=7200
-else
-    overload=4 soak=2 killed=12 patience=300
-fi
+case "${2:-}" in
+    long) overload=30 soak="60 $here/soak.svg" killed=100 patience=7200 ;;
+    soak) overload='' soak="${3:-35} $here/soak.svg ${4:-12}" killed='' patience=$((${3:-35} * 60 + 300)) ;;
+    *) overload=4 soak=2 killed=12 patience=300 ;;
+esac
 failed=0
 run() {
     local name=$1 status
@@ -39,8 +41,8 @@ run() {
     ! grep -q '^FAIL' "$E2E_TMP/said" || failed=1
     grep -q '^ok' "$E2E_TMP/said" || failed=1
 }
-run overload $overload
-run killed $killed
+[ -z "$overload" ] || run overload "$overload"
+[ -z "$killed" ] || run killed "$killed"
 # shellcheck disable=SC2086
 run soak $soak
 exit $failed

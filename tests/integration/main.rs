@@ -19,6 +19,7 @@ mod leaks;
 mod ledger;
 mod limits;
 mod pins;
+mod properties;
 mod redis_rig;
 mod replay;
 mod replay_limits;
