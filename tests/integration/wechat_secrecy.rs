@@ -5,12 +5,19 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
+use wechat_sidecar::config;
 use wechat_sidecar::credentials::{AppId, Secret};
 use wechat_sidecar::sim::{DropWhen, FetchFailure};
+use wechat_sidecar::token::Token;
+use wechat_sidecar::token::keeper::Refresh;
+use wechat_sidecar::token::store::{Kept, Standing};
 
 use crate::wechat_process::{Process, command, run};
 use crate::wechat_rig::{APPID, Answer, SEND, UPLOAD, Wechat, noise, within};
@@ -193,7 +200,10 @@ async fn a_life(classic: bool, format: &str, filter: &str) {
     assert_eq!(status.code(), Some(0));
     drop(in_flight);
 
-    assert!(log.contains("access") && log.contains("grace period is over"), "the log says something: {log}");
+    // What it says at this level.
+    let (quiet, mute) = (filter.starts_with("warn,"), filter.starts_with("error,"));
+    assert_eq!(log.contains("access"), !quiet && !mute, "{filter}: {log}");
+    assert_eq!(log.contains("grace period is over"), !mute, "{filter}: {log}");
     assert!(watch.hidden.len() >= 6, "{} tokens", watch.hidden.len());
     watch.assert_unseen("the log", &log);
     // Calls carry private values back to the app that sent them; tokens and secret they never do.
@@ -218,6 +228,68 @@ async fn nothing_is_given_away_by_other_crates_at_their_loudest() {
     const LOUD: &str = "wechat_sidecar=trace,access=trace,hyper=trace,hyper_util=trace,reqwest=trace,rustls=trace,\
                         tokio_rustls=trace,mio=trace,tokio=trace,h2=trace,tower=trace";
     tokio::join!(a_life(false, "json", LOUD), a_life(true, "text", LOUD));
+}
+
+#[tokio::test]
+async fn nothing_is_given_away_at_any_other_level_of_the_log() {
+    // Where it listens is said at info, and asked for here.
+    const LISTENS: &str = "wechat_sidecar::commands=info";
+    let (error, warn) = (format!("error,{LISTENS}"), format!("warn,{LISTENS}"));
+    for levels in [[&*error, &*warn], ["info", "debug"]] {
+        tokio::join!(a_life(false, "text", levels[0]), a_life(true, "json", levels[1]));
+    }
+}
+
+#[test]
+fn nothing_is_given_away_by_a_panic_whatever_value_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let hidden =
+        ["7c1e55d0b2-of-central", "3ab94f1c70-of-people", "e0d2c8b7a6-of-a-client", "5ec2e7-of-an-address"];
+    let seal = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let flags = vec![
+        ("appid", APPID.to_owned()),
+        ("central_keys_file", file("central", &format!("{} {APPID}\n", hidden[0]))),
+        ("operator_keys_file", file("operator", &format!("{} {APPID}\n", hidden[1]))),
+        ("client_keys_file", file("client", &format!("{} {APPID}\n", hidden[2]))),
+        ("store_key_file", file("seal", seal)),
+        ("bridge", "wxjava-mp".to_owned()),
+    ];
+    let with_password = |scheme: &str| format!("{scheme}://user:{}@127.0.0.1:1", hidden[3]);
+    let env = [
+        ("WECHAT_SIDECAR_SECRET", SECRET.to_owned()),
+        ("WECHAT_SIDECAR_STORE", with_password("redis")),
+        ("WECHAT_SIDECAR_BRIDGE_STORE", with_password("redis")),
+        ("WECHAT_SIDECAR_TOKEN_PROXY", with_password("http")),
+    ];
+    let config = config::load(flags, env.map(|(name, value)| (name.into(), value.into())))
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    let secret = Secret::parse(SECRET).unwrap();
+    let real = "50_a-token-that-is-as-real-as-any-0123456789";
+    let token = Token::new(real, Instant::now(), Duration::from_secs(7200)).unwrap();
+    let kept = Kept { token: token.clone(), standing: Standing::Good };
+    let failed: Result<(), _> = Err((kept.clone(), secret.clone()));
+    let panics: [&dyn Fn(); 6] = [
+        &|| panic!("{config:?} {config:#?}"),
+        &|| panic!("a secret: {secret} {secret:?} {:#?}", Some(&secret)),
+        &|| panic!("{token:?} {token:#?} {}", token.fingerprint()),
+        &|| panic!("{:?} {:?}", Refresh::Another(token.clone()), Refresh::Same(token.clone())),
+        &|| *failed.as_ref().expect("what `expect` shows of an error"),
+        &|| assert_eq!(Some(&kept), None, "what a comparison shows"),
+    ];
+    let mut watch = Watch { hidden: vec![SECRET.into(), real.into(), seal.into()], ..Watch::default() };
+    watch.hidden.extend(hidden.map(String::from));
+    for (number, panic) in panics.into_iter().enumerate() {
+        let payload = std::panic::catch_unwind(AssertUnwindSafe(panic)).unwrap_err();
+        let message = payload.downcast_ref::<String>().unwrap();
+        assert!(message.len() > 10, "{number}: it says something: {message}");
+        watch.assert_unseen(&format!("panic {number}"), message);
+    }
 }
 
 #[tokio::test]
