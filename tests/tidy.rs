@@ -100,12 +100,26 @@ fn the_readme_tells_every_error_of_ours() {
 }
 
 #[test]
-fn every_promise_of_security_names_a_test_that_exists() {
+fn every_promise_and_what_is_none_names_a_test_that_exists() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let tests = fs::read_dir(root().join("tests/integration")).unwrap();
+    let tests =
+        ["tests/integration", "tests/integration/corpus"].map(|folder| fs::read_dir(root().join(folder)));
+    let tests = tests.into_iter().flat_map(Result::unwrap);
     let tests = tests.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());
     let code: String = tests.chain(sources().map(|(_, text)| text)).collect();
-    report(["Security", "Reliability"].iter().flat_map(|chapter| unbacked(chapter, &readme, &code)));
+    report(["Security", "Reliability"].iter().flat_map(|chapter| unbacked(chapter, &readme, &code, &runs)));
+}
+
+/// Whether the test command runs a script: it names it, or the `run.sh` beside it, which names it.
+fn runs(script: &str) -> bool {
+    let read = |path: &Path| fs::read_to_string(root().join(path)).unwrap_or_default();
+    let command = read(Path::new("tests/run.sh"));
+    let path = Path::new(script);
+    let (Some(folder), Some(stem)) = (path.parent(), path.file_stem()) else { return false };
+    let suite = folder.join("run.sh");
+    let through_suite = command.contains(&*suite.to_string_lossy())
+        && words(&read(&suite)).contains(&&*stem.to_string_lossy());
+    root().join(path).is_file() && (command.contains(script) || through_suite)
 }
 
 #[test]
@@ -188,19 +202,42 @@ fn untold(cause: Cause, readme: &str) -> Option<String> {
     (!told).then(|| format!("README.md: tell {cause:?} in a row of the table of failures that ends in {row}"))
 }
 
-/// Rows of a chapter's table of promises that name no test in their last column, or one that is not there.
-fn unbacked(chapter: &str, readme: &str, code: &str) -> Vec<String> {
+/// Rows of a chapter's two tables, of what is promised and what is not, whose last column names no test that is one, nor
+/// a script that the test command `runs`.
+fn unbacked(chapter: &str, readme: &str, code: &str, runs: &dyn Fn(&str) -> bool) -> Vec<String> {
     let Some((_, rest)) = readme.split_once(&format!("\n## {chapter}\n")) else {
         return vec![format!("README.md: there is no chapter on {chapter}")];
     };
-    let rows = rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
-    let rows = rows.take_while(|line| line.starts_with('|'));
-    rows.filter(|row| {
+    let chapter_text = rest.split("\n## ").next().unwrap_or_default();
+    let tables = chapter_text.matches("\n|---").count();
+    let mut found = Vec::new();
+    if tables != 2 {
+        found.push(format!(
+            "README.md: {chapter} has {tables} tables; give it one of promises and one of what is none"
+        ));
+    }
+    let mut lines = chapter_text.lines().peekable();
+    while let Some(row) = lines.next() {
+        let is_head = lines.peek().is_some_and(|next| next.starts_with("|---"));
+        if !row.starts_with('|') || row.starts_with("|---") || is_head {
+            continue;
+        }
         let test = row.trim_end_matches(" |").rsplit("| ").next().unwrap_or_default().trim_matches('`');
-        test.is_empty() || !code.contains(&format!("fn {test}("))
-    })
-    .map(|row| format!("README.md: no such test: {row}"))
-    .collect()
+        if !(is_test(test, code) || (test.starts_with("tests/") && runs(test))) {
+            found.push(format!("README.md: no such test: {row}"));
+        }
+    }
+    found
+}
+
+/// A function of that name with a test's attribute before it.
+fn is_test(name: &str, code: &str) -> bool {
+    let is_marked = |(at, _): (usize, &str)| {
+        let before = code[..at].trim_end().trim_end_matches("async").trim_end();
+        let line = before.lines().last().unwrap_or_default().trim();
+        line.starts_with("#[test]") || line.starts_with("#[tokio::test")
+    };
+    !name.is_empty() && code.match_indices(&format!("fn {name}(")).any(is_marked)
 }
 
 /// Variables that are no setting, and command lines that would be refused.
@@ -566,19 +603,22 @@ fn what_is_told_wrongly_is_found() {
     for bad in ["", "no-token", "| There is none | 502 | `no-token` | -1 |", &format!("{row}\n{row}")] {
         assert!(untold(cause, bad).is_some(), "{bad}");
     }
-    let table = "\n## Security\n\n| Who | What | Test |\n|---|---|---|\n";
-    assert!(
-        unbacked("Security", &format!("{table}| a | b | `it_holds` |\n\n| c |\n"), "async fn it_holds() {")
-            .is_empty()
-    );
-    for bad in ["| a | b | `it_hold` |", "| a | b |", "| a | b |  |"] {
-        assert_eq!(
-            unbacked("Security", &format!("{table}{bad}\n"), "async fn it_holds() {").len(),
-            1,
-            "{bad}"
-        );
+    let head = "| Who | What | Test |\n|---|---|---|\n";
+    let readme =
+        |row: &str| format!("\n## Security\n\n{head}{row}\n\nBut not:\n\n{head}{row}\n\n## Next\n\n| x |\n");
+    let code = "#[tokio::test(start_paused = true)]\nasync fn it_holds() {}\nfn it_helps() {}";
+    let runs = |script: &str| script == "tests/fire/soak.py";
+    for good in ["| a | b | `it_holds` |", "| a | b | `tests/fire/soak.py` |"] {
+        assert_eq!(unbacked("Security", &readme(good), code, &runs), Vec::<String>::new());
     }
-    assert_eq!(unbacked("Security", "", "").len(), 1);
+    let helper = "| a | b | `it_helps` |";
+    for bad in ["| a | b | `it_hold` |", "| a | b |", "| a | b |  |", "| a | b | `tests/fire/x.py` |", helper]
+    {
+        assert_eq!(unbacked("Security", &readme(bad), code, &runs).len(), 2, "{bad}");
+    }
+    let one = format!("\n## Security\n\n{head}| a | b | `it_holds` |\n");
+    assert!(unbacked("Security", &one, code, &runs)[0].contains("1 tables"));
+    assert_eq!(unbacked("Security", "", "", &runs).len(), 1);
     let found = |text| nonexistent(Path::new("README.md"), text).len();
     for bad in [
         "set WECHAT_SIDECAR_BANANA=1",
