@@ -38,6 +38,7 @@ pub(crate) fn execute(invocation: Invocation) -> ExitCode {
         }
     });
     runtime.shutdown_background();
+    telemetry::flush();
     ExitCode::from(code)
 }
 
@@ -57,8 +58,9 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Prints a line on what went wrong.
+/// Prints a line on what went wrong, behind what was logged before it.
 fn complain(line: &str) {
+    telemetry::flush();
     let _ = writeln!(std::io::stderr(), "wechat-sidecar: {line}");
 }
 

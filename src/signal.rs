@@ -10,6 +10,8 @@ use std::sync::mpsc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use crate::telemetry;
+
 /// A signal that asks to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -80,7 +82,11 @@ pub fn install() -> io::Result<Shutdown> {
                 Ok(mut signals) => {
                     // The one who installs waits for this; it can only be gone with the process.
                     let _ = ready.send(Ok(()));
-                    listen(async || signals.next().await, tell, |code| std::process::exit(code)).await;
+                    let exit = |code| {
+                        telemetry::flush();
+                        std::process::exit(code)
+                    };
+                    listen(async || signals.next().await, tell, exit).await;
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));

@@ -4,10 +4,15 @@
 //! names them, because an HTTP library's trace output may show a URL with its token.
 
 mod repeats;
+mod spool;
 #[cfg(feature = "otel")]
 pub mod traces;
 
+use std::fs::File;
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::Dispatch;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -16,6 +21,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use repeats::Repeats;
 pub use repeats::left_out;
+use spool::Spool;
 
 /// The target of the access log: one line a call.
 pub const ACCESS: &str = "access";
@@ -96,14 +102,37 @@ pub fn loud_strangers(filter: &Targets) -> Vec<String> {
     strangers.map(|(target, _)| target.to_owned()).collect()
 }
 
-/// Makes what `config` asks for the process's own, on standard error; with colour when that is a terminal.
+/// The log's lines on their way to standard error.
+static SPOOL: OnceLock<Spool> = OnceLock::new();
+
+/// The longest that the end of the process waits for whoever reads the log.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Makes what `config` asks for the process's own, on standard error; with colour when that is a terminal. Lines are
+/// written by a thread of their own: call [`flush`] before the process ends.
 ///
 /// # Errors
-/// A sentence: the filter cannot be used, or the process has a subscriber already.
+/// A sentence: the filter cannot be used, the system gives no thread, or the process has a subscriber already.
 pub fn init(config: &Config) -> Result<(), String> {
-    let dispatch = dispatch(config, std::io::stderr().is_terminal(), std::io::stderr)?;
+    let no_log =
+        |error| format!("the log cannot be written to standard error ({error}); raise the limits of this process");
+    // Not under the lock of `std::io::stderr`, which would hold up whoever panics while the log waits.
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map_err(no_log)?;
+    let spool = Spool::start(File::from(stderr)).map_err(no_log)?;
+    let lines = spool.clone();
+    let dispatch = dispatch(config, std::io::stderr().is_terminal(), move || lines.clone())?;
     tracing::dispatcher::set_global_default(dispatch)
-        .map_err(|_| "logging was set up twice; only the first counts".to_owned())
+        .map_err(|_| "logging was set up twice; only the first counts".to_owned())?;
+    // It is the first, as was just found out.
+    let _ = SPOOL.set(spool);
+    Ok(())
+}
+
+/// Waits for what was logged to be written, but not for a log that nobody reads.
+pub fn flush() {
+    if let Some(spool) = SPOOL.get() {
+        spool.flush(LAST_WORDS);
+    }
 }
 
 /// A subscriber on a writer of one's own: for tests, with [`tracing::dispatcher::with_default`].

@@ -210,7 +210,7 @@ impl Read {
         )?;
         out.counter(
             "wechat_sidecar_log_lines_left_out",
-            "Log lines that were left out because they repeated themselves",
+            "Log lines that were left out because they repeated themselves, or because nobody read the log",
             self.lines_left_out,
         )?;
         let workers = snapshot.workers.to_string();

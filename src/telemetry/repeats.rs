@@ -30,6 +30,11 @@ pub fn left_out() -> u64 {
     LEFT_OUT.load(Ordering::Relaxed)
 }
 
+/// Counts lines that were left out, whatever for.
+pub(super) fn count(lines: u64) {
+    LEFT_OUT.fetch_add(lines, Ordering::Relaxed);
+}
+
 /// Leaves out what repeats itself.
 #[derive(Debug, Default)]
 pub(super) struct Repeats(Mutex<HashMap<Identifier, Bucket>>);
@@ -66,7 +71,7 @@ impl<S: Subscriber> Layer<S> for Repeats {
             .or_insert_with(|| Bucket { left: BURST, counted_at: Instant::now() });
         let may = bucket.take();
         if !may {
-            LEFT_OUT.fetch_add(1, Ordering::Relaxed);
+            count(1);
         }
         may
     }

@@ -38,15 +38,16 @@ pub(crate) async fn run(mut command: Command) -> Ended {
     Ended { code: ended.status.code(), out: text(ended.stdout), err: text(ended.stderr) }
 }
 
-/// Everything a process has written so far.
+/// Everything a process has written so far, and the right to read on.
 #[derive(Clone, Default)]
-struct Output(Arc<Mutex<String>>);
+struct Output(Arc<Mutex<String>>, Arc<tokio::sync::Mutex<()>>);
 
 impl Output {
     fn read(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
         let output = self.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(from).lines() {
+                let _reads_on = output.1.blocking_lock();
                 let line = line.unwrap_or_else(|error| format!("[not text: {error}]"));
                 let mut text = output.0.lock().unwrap();
                 text.push_str(&line);
@@ -102,6 +103,11 @@ impl Process {
     /// What it has written.
     pub(crate) fn output(&self) -> String {
         self.output.text()
+    }
+
+    /// Leaves what it writes unread, until the guard is dropped.
+    pub(crate) async fn stop_reading(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.output.1).lock_owned().await
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -203,3 +203,20 @@ async fn a_reply_that_broke_off_is_never_taken_for_a_whole_one() {
     let (_, log) = tokio::time::timeout(Duration::from_secs(20), process.end()).await.unwrap();
     assert!(log.contains("upstream-closed"), "{log}");
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_no_call_and_no_stop() {
+    let wechat = Wechat::plain().await;
+    let mut process = Process::ready(&wechat, &["--log", "trace"]).await;
+    let unread = process.stop_reading().await;
+    // A pipe takes 64 KiB, which are the lines of some 250 calls.
+    for n in 0..600 {
+        within("the call", process.app.message(&format!("call {n}"))).await.assert_ok();
+    }
+    process.signal("-TERM");
+    until("the process ends", async || process.has_ended().is_some()).await;
+    drop(unread);
+    let (status, log) = process.end().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(log.contains("serving") && !log.contains("call 599"), "a part of it was read");
+}
