@@ -7,6 +7,7 @@
 //!
 //! Rules are kept as a tree of segments, because a list of 200 would cost a call what the rest of its way does.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -377,7 +378,7 @@ impl Policy {
     /// # Errors
     /// Why it is not.
     pub fn check(&self, method: &Method, path: &str) -> Result<(), Denied> {
-        judge(&self.allow, &self.deny, |rules| rules.find(method, path))
+        judge(&self.allow, &self.deny, method, |rules, method| rules.find(method, path))
     }
 
     /// Whether the rules of both lists are the same in lower case.
@@ -391,15 +392,29 @@ impl Policy {
     /// # Errors
     /// Why it would not.
     pub fn check_folded(&self, method: &Method, path: &str) -> Result<(), Denied> {
-        judge(&self.allow, &self.deny, |rules| rules.find_folded(method, path))
+        judge(&self.allow, &self.deny, method, |rules, method| rules.find_folded(method, path))
     }
 }
 
-fn judge(allow: &Rules, deny: &Rules, find: impl Fn(&Rules) -> Option<usize>) -> Result<(), Denied> {
-    if let Some(number) = find(deny) {
+fn judge(
+    allow: &Rules,
+    deny: &Rules,
+    method: &Method,
+    find: impl Fn(&Rules, &Method) -> Option<usize>,
+) -> Result<(), Denied> {
+    // SECURITY: `post` is another method than `POST`, but not to every server: what is denied is so in any case.
+    if let Some(number) = find(deny, &in_capitals(method)) {
         return Err(Denied::By(deny.name(number).to_owned()));
     }
-    find(allow).map(drop).ok_or(Denied::Unlisted)
+    find(allow, method).map(drop).ok_or(Denied::Unlisted)
+}
+
+fn in_capitals(method: &Method) -> Cow<'_, Method> {
+    if !method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Cow::Borrowed(method);
+    }
+    Method::from_bytes(method.as_str().to_ascii_uppercase().as_bytes())
+        .map_or(Cow::Borrowed(method), Cow::Owned)
 }
 
 #[cfg(test)]
@@ -477,6 +492,12 @@ mod tests {
         assert_eq!(check(Method::GET, "/wxa/Secret"), Ok(()));
         assert_eq!(check(Method::GET, "/other"), Err(Denied::Unlisted));
         assert!(policy.check_folded(&Method::POST, "/wxa/secret").is_err());
+        for method in ["post", "Post", "pOST"] {
+            let method: Method = method.parse().unwrap();
+            assert_eq!(check(method, "/wxa/Secret"), Err(Denied::By("POST /wxa/Secret".into())));
+        }
+        let posts = Policy::new(list("POST /a"), Vec::new());
+        assert_eq!(posts.check(&"post".parse().unwrap(), "/a"), Err(Denied::Unlisted));
     }
 
     #[test]
