@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use http::{HeaderMap, Request, header};
+use http::{HeaderMap, HeaderName, Request, header};
 use tokio::time::Instant;
 
 use super::keys::{Key, Keys};
@@ -63,10 +63,12 @@ fn is_ours(authority: &str, names: &[String]) -> bool {
 /// SECURITY: not all of 127.0.0.0/8: a service mesh brings what comes from outside by another address of it (Istio by
 /// 127.0.0.6), and who calls from here by none but these two.
 pub(super) fn is_here<B>(request: &Request<B>, connection: &Connection) -> bool {
-    const PASSED_ON: [&str; 3] = ["forwarded", "x-forwarded-for", "via"];
+    const PASSED_ON: [&str; 3] = ["forwarded", "via", "x-real-ip"];
+    let passed_on =
+        |name: &HeaderName| PASSED_ON.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-");
     let here = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     connection.peer().is_some_and(|peer| here.contains(&peer.ip().to_canonical()))
-        && !PASSED_ON.iter().any(|name| request.headers().contains_key(*name))
+        && !request.headers().keys().any(passed_on)
 }
 
 /// Requests that may come in a row with one key, and how many a second after that: hundreds of followers may share
@@ -280,7 +282,7 @@ mod tests {
         };
         for peer in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert!(here(peer, None), "{peer}");
-            for passed_on in ["x-forwarded-for", "forwarded", "via"] {
+            for passed_on in ["x-forwarded-for", "x-forwarded-proto", "forwarded", "via", "x-real-ip"] {
                 assert!(!here(peer, Some(passed_on)), "{peer} {passed_on}");
             }
         }
