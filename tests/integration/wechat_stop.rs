@@ -218,5 +218,6 @@ async fn a_log_that_nobody_reads_holds_up_no_call_and_no_stop() {
     drop(unread);
     let (status, log) = process.end().await;
     assert_eq!(status.code(), Some(0));
-    assert!(log.contains("serving") && !log.contains("call 599"), "a part of it was read");
+    let told = log.lines().filter(|line| line.contains("INFO access: call")).count();
+    assert!(log.contains("serving") && told < 600, "{told} of them were read");
 }
