@@ -342,7 +342,9 @@ impl App {
                 tokio::task::spawn_local(async move {
                     loop {
                         tokio::time::sleep(LOOK_AT_KEYS).await;
-                        keyring.look();
+                        // Where a slow disk holds nobody up: this thread keeps the tokens.
+                        let keyring = keyring.clone();
+                        let _ = tokio::task::spawn_blocking(move || keyring.look()).await;
                     }
                 });
             }

@@ -6,9 +6,9 @@
 //! its owner only, and a certificate is made in memory, lives for 90 days and is never written anywhere.
 
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -28,6 +28,7 @@ use rustls::{CertificateError, RootCertStore, ServerConfig};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::files::{self, Content};
 use crate::hosts::Hosts;
 
 /// The file that apps trust.
@@ -310,12 +311,8 @@ fn read_file(
 ) -> Result<Zeroizing<Vec<u8>>, String> {
     let shown = path.display();
     let cannot = |error: io::Error| format!("{shown} cannot be read ({error})");
-    let file = File::open(path).map_err(cannot)?;
-    // Of what was opened, not of the path, which may lead elsewhere by then.
-    let mode = file.metadata().map_err(cannot)?.permissions().mode();
+    let Content { bytes, mode } = files::read(path, MAX_FILE).map_err(cannot)?;
     allow(mode).map_err(|what| format!("{shown} {what}"))?;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("{shown} is larger than 64 KiB"));
     }
@@ -422,6 +419,8 @@ pub fn absolute(folder: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::origin::Origin;
 

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::credentials::AppId;
 use crate::credentials::keys;
+use crate::files;
 use crate::policy::{Rule, Rules};
 
 /// The header a caller may show its key in. Never forwarded.
@@ -204,8 +205,8 @@ impl Keyring {
             if now.is_none() || *seen == now {
                 return;
             }
-            // One that cannot be opened now may be later, without another stamp.
-            *seen = now.filter(|_| fs::File::open(&self.0.path).is_ok());
+            // One that cannot be opened now may be later, without another stamp. Of a pipe that is not asked: it waits.
+            *seen = now.filter(|_| files::is_pipe(&self.0.path) || fs::File::open(&self.0.path).is_ok());
         }
         match Clients::read(&self.0.path, &self.0.accounts) {
             Ok(clients) => {

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::files;
+
 pub mod alphabet;
 pub mod encoded;
 pub mod keys;
@@ -118,14 +120,12 @@ pub fn read_secret_file(path: &Path) -> Result<Secret, String> {
 /// # Errors
 /// As [`read_secret_file`].
 pub fn read_secret(path: &Path, what: &str) -> Result<Secret, String> {
-    use std::io::Read;
     let shown = path.display();
-    let file = std::fs::File::open(path)
-        .map_err(|error| format!("{shown} cannot be read ({error}); check the path and its permissions"))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_SECRET_FILE + 1).read_to_end(&mut bytes).map_err(|error| {
-        format!("{shown} cannot be read ({error}); it must be a file that holds the {what}")
-    })?;
+    let bytes = files::read(path, MAX_SECRET_FILE)
+        .map_err(|error| {
+            format!("{shown} cannot be read ({error}); check the path and its permissions: it must be a file that holds the {what}")
+        })?
+        .bytes;
     if bytes.len() as u64 > MAX_SECRET_FILE {
         return Err(format!("{shown} is larger than {MAX_SECRET_FILE} bytes; it must hold just the {what}"));
     }

@@ -27,6 +27,7 @@ pub mod config;
 pub mod credentials;
 pub mod deadline;
 pub mod error;
+pub mod files;
 pub mod harden;
 pub mod hosts;
 pub mod metrics;

@@ -114,8 +114,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// # Errors
 /// A sentence: the filter cannot be used, the system gives no thread, or the process has a subscriber already.
 pub fn init(config: &Config) -> Result<(), String> {
-    let no_log =
-        |error| format!("the log cannot be written to standard error ({error}); raise the limits of this process");
+    let no_log = |error| {
+        format!("the log cannot be written to standard error ({error}); raise the limits of this process")
+    };
     // Not under the lock of `std::io::stderr`, which would hold up whoever panics while the log waits.
     let stderr = std::io::stderr().as_fd().try_clone_to_owned().map_err(no_log)?;
     let spool = Spool::start(File::from(stderr)).map_err(no_log)?;

@@ -22,6 +22,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::TlsAcceptor;
 
+use crate::files;
 use pins::{Pinned, Pins};
 
 /// Roots to trust beside Mozilla's, and the keys that a server must have besides, if any are pinned. Clones see the same
@@ -54,6 +55,15 @@ impl ExtraRoots {
     pub fn read(path: &Path) -> Result<Self, String> {
         let pem = read_pem(path)?;
         Ok(Self { file: Some(Arc::new(FromFile::new(path, pem, Pins::default())?)), pins: Pins::default() })
+    }
+
+    /// The certificates of a PEM file, as they stand there, once they have been found good.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
+        let pem = read_pem(path)?;
+        parse(path, &pem).map(|_| pem)
     }
 
     /// The same roots, for a server that must have one of these keys.
@@ -94,9 +104,16 @@ impl ExtraRoots {
 
 fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let shown = path.display();
-    std::fs::read(path)
-        .map_err(|error| format!("{shown} cannot be read ({error}); check the path and its permissions"))
+    let pem = files::read(path, MAX_PEM)
+        .map_err(|error| format!("{shown} cannot be read ({error}); check the path and its permissions"))?;
+    if pem.bytes.len() as u64 > MAX_PEM {
+        return Err(format!("{shown} is larger than 4 MiB; give CA certificates in PEM form"));
+    }
+    Ok(pem.bytes.to_vec())
 }
+
+/// The largest PEM file that is read; all of Mozilla's roots come to 0.2 MiB.
+const MAX_PEM: u64 = 4 << 20;
 
 fn parse(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();
@@ -293,10 +310,12 @@ impl ServerIdentity {
 
 fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
     let shown = certificate.display();
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-    let chain = chain.map_err(|error| {
+    let cannot = |error: String| {
         format!("{shown} cannot be read ({error}); give a PEM file of certificates, the server's own first")
-    })?;
+    };
+    let pem = files::read(certificate, MAX_PEM).map_err(|error| cannot(error.to_string()))?.bytes;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.map_err(|error| cannot(error.to_string()))?;
     if chain.is_empty() {
         return Err(format!(
             "{shown} has no certificate in it; give a PEM file of certificates, the server's own first"
@@ -304,9 +323,11 @@ fn read_pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {
     }
     let key_shown = key.display();
     // SECURITY: the reader's own words name no content.
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+    let cannot = |error: String| {
         format!("{key_shown} cannot be read ({error}); give the certificate's private key in PEM form")
-    })?;
+    };
+    let pem = files::read(key, MAX_PEM).map_err(|error| cannot(error.to_string()))?.bytes;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| cannot(error.to_string()))?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(|error| {
         format!("{shown} and {key_shown} do not make a server ({error}); give a certificate and the key it was made for")
     })
@@ -322,6 +343,12 @@ mod tests {
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.self_signed(&key).unwrap().pem()
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused_and_not_read_into_memory() {
+        let told = ExtraRoots::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(told.contains("larger than 4 MiB; give CA certificates"), "{told}");
     }
 
     #[test]

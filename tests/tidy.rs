@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
         "credentials",
         "deadline",
         "error",
+        "files",
         "harden",
         "hosts",
         "metrics",

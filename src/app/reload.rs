@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::account::Account;
 use crate::ca::Identity;
 use crate::credentials::{Secret, read_secret_file};
+use crate::files;
 use crate::tls::{ExtraRoots, ServerIdentity};
 use crate::token::keeper::{Reason, Refresh};
 use crate::token::source::{Source, Supplier, TokenSource};
@@ -135,6 +136,10 @@ fn tell(setting: &str, reread: Result<bool, String>, told: &mut String) {
 impl SecretFile {
     /// Looks whether the file has another secret, and takes it if it is good. `asked`: by a person, who wants no wait.
     async fn look(&mut self, asked: bool) {
+        // What `--secret-file <(command)` says, it says once.
+        if files::is_pipe(&self.path) {
+            return;
+        }
         let path = self.path.clone();
         let (appid, keeper) = (self.account.appid(), self.account.keeper());
         let secret = match off_thread(move || read_secret_file(&path)).await {

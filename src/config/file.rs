@@ -4,9 +4,7 @@
 //! text is wiped after use.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -14,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::problem::{Place, Problem, shown};
 use super::settings::{ACCOUNT_KEYS, Kind, SETTINGS, Setting, get, nearest};
+use crate::files::{self, Content};
 
 /// The largest file that is read: a path to the wrong one must not fill the memory.
 const MAX_FILE: u64 = 1 << 20;
@@ -47,14 +46,10 @@ pub(super) fn read(path: &Path, named_by: &Place) -> Result<File, Box<Problem>> 
         problem.value = Some(shown(&path.display().to_string()));
         Box::new(problem)
     };
-    let opened = std::fs::File::open(path).and_then(|file| Ok((file.metadata()?.permissions().mode(), file)));
-    let (mode, file) = opened.map_err(|error| {
-        cannot(format!("it cannot be read ({error})"), "check the path and its permissions")
+    let Content { bytes, mode } = files::read(path, MAX_FILE).map_err(|error| {
+        let remedy = "check the path and its permissions: it must be a TOML file";
+        cannot(format!("it cannot be read ({error})"), remedy)
     })?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| cannot(format!("it cannot be read ({error})"), "give a TOML file"))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(cannot("it is larger than 1MiB".to_owned(), "give a TOML file of settings"));
     }

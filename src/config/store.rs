@@ -24,10 +24,7 @@ pub(super) fn read(reader: &mut Reader, fetch_timeout: Option<Duration>) -> Opti
     let address = reader.value("store", values::store);
     let prefix = reader.value("store_prefix", values::prefix);
     let password = read_file(reader, "store_password_file", |path| read_secret(path, "password"));
-    let roots = read_file(reader, "store_ca_file", |path| {
-        ExtraRoots::read(path)?;
-        std::fs::read(path).map_err(|error| format!("{} cannot be read ({error}); check it", path.display()))
-    });
+    let roots = read_file(reader, "store_ca_file", ExtraRoots::read_pem);
     let seals = read_file(reader, "store_key_file", Seals::read);
     let Some(mut address) = address? else {
         for key in OF_REDIS.into_iter().filter(|key| reader.sources.values.contains_key(key)) {

@@ -5,15 +5,12 @@
 //! SECURITY: no message shows a character of a key, only its line.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
-
 use super::{AppId, Secret};
+use crate::files::{self, Content};
+use sha2::{Digest, Sha256};
 
 /// The largest file that is read, and the most keys in it: a path to the wrong one must not fill the memory.
 const MAX_FILE: u64 = 1 << 20;
@@ -52,10 +49,8 @@ pub fn read(path: &Path) -> Result<KeysFile, String> {
     let shown = path.display();
     let cannot =
         |error: io::Error| format!("{shown} cannot be read ({error}); check the path and its permissions");
-    let file = File::open(path).map_err(cannot)?;
-    let open = file.metadata().map_err(cannot)?.permissions().mode() & 0o004 != 0;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    let Content { bytes, mode } = files::read(path, MAX_FILE).map_err(cannot)?;
+    let open = mode & 0o004 != 0;
     if bytes.len() as u64 > MAX_FILE {
         return Err(format!("{shown} is larger than 1MiB; give a file of one key a line"));
     }
@@ -128,6 +123,7 @@ fn scope(text: &str) -> Result<Option<Vec<AppId>>, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_line_is_a_key_and_its_appids() {

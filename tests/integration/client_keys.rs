@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::rig::{APPID, RawUpstream, Reply, Sidecar, within};
 use crate::wechat_process::Process;
-use crate::wechat_rig::Wechat;
+use crate::wechat_rig::{Wechat, until};
 
 const KEY: &str = "key-of-the-shop-0123456789";
 const NARROW: &str = "key-of-the-mailer-9876543210";
@@ -217,4 +217,18 @@ async fn no_key_and_no_placeholder_made_from_one_is_in_a_log_at_any_level() {
         log.contains("client=line 1") || log.contains("client=\"line 1\""),
         "a line says whose key it was: {log}"
     );
+}
+
+#[tokio::test]
+async fn a_pipe_in_place_of_the_keys_stops_nothing() {
+    let (wechat, keys) = (Wechat::plain().await, Keys::new());
+    let process = Process::ready(&wechat, &["--client-keys-file", keys.path().to_str().unwrap()]).await;
+    std::fs::remove_file(keys.path()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(keys.path()).status().unwrap().success());
+    // Nobody writes to it. The admin port is on the thread that keeps the tokens.
+    until("the pipe is given up", async || {
+        assert_eq!(within("the admin port", process.app.admin("/readyz")).await.status, 200);
+        process.output().contains("client_keys_file stays as it was")
+    })
+    .await;
 }

@@ -289,3 +289,19 @@ async fn a_stop_under_load_loses_no_call_that_was_taken() {
     // Each was carried out once, and whoever was turned away had nothing sent.
     assert_eq!(wechat.sim.counts().all_calls(), sent.load(Ordering::Relaxed) as u64);
 }
+
+#[tokio::test]
+async fn a_secret_file_that_was_a_pipe_for_a_while_is_read_again() {
+    let (wechat, dir) = (Wechat::plain().await, tempfile::tempdir().unwrap());
+    let file = dir.path().join("secret");
+    std::fs::write(&file, DEFAULT_SECRET).unwrap();
+    let process = with_secret_in(&file, &wechat, &[]).await;
+    std::fs::remove_file(&file).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    process.signal("-HUP");
+    process.until_logged("SIGHUP: reading secrets").await;
+    process.app.message("while nobody writes to it").await.assert_ok();
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, NEW).unwrap();
+    process.until_logged("there is another AppSecret").await;
+}

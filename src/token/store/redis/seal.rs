@@ -4,7 +4,6 @@
 //! old one everywhere, then move it to the top, then drop the old one.
 
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
+
+use crate::files;
 
 /// The keys of `store_key_file`. Cheap to clone.
 #[derive(Clone)]
@@ -36,12 +37,10 @@ impl Seals {
     /// A sentence with its remedy, without a character of the content.
     pub fn read(path: &Path) -> Result<Self, String> {
         let shown = path.display();
-        let mut text = Zeroizing::new(String::with_capacity(4097));
-        let read =
-            std::fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
-        read.map_err(|error| {
-            format!("{shown} cannot be read ({error}); check the path and its permissions")
-        })?;
+        let bytes = files::read(path, MAX_FILE)
+            .map_err(|error| format!("{shown} cannot be read ({error}); check the path and its permissions"))?
+            .bytes;
+        let text = std::str::from_utf8(&bytes).map_err(|_| format!("{shown} is not text; {MAKE}"))?;
         if text.len() as u64 > MAX_FILE {
             return Err(format!("{shown} is larger than {MAX_FILE} bytes; {MAKE}"));
         }
