@@ -8,6 +8,7 @@ mod simulate;
 mod wait;
 
 use std::io::Write;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use wechat_sidecar::{signal, telemetry};
 
 /// A port is taken (`EX_UNAVAILABLE`).
 const PORT_TAKEN: u8 = 69;
+
+/// Ends when a sidecar shall stop: of one type, so that what serves is compiled once.
+type UntilStopped = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Runs a command to its end.
 pub(crate) fn execute(invocation: Invocation) -> ExitCode {

@@ -12,7 +12,7 @@ use wechat_sidecar::config::cli::{self, Demo, Invocation, Stop};
 use wechat_sidecar::sim::{self, DEFAULT_APPID, DEFAULT_SECRET, Sim};
 use wechat_sidecar::telemetry;
 
-use super::{complain, say};
+use super::{UntilStopped, complain, say};
 
 /// The call of the demo: a customer service message, the kind that must not be sent twice.
 const PATH: &str = "/cgi-bin/message/custom/send";
@@ -46,9 +46,10 @@ async fn tell() -> Result<(), String> {
     let app = App::bind(config).map_err(text)?;
     let sidecar = app.addresses();
     let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(app.run(async {
+    let stopped = async {
         let _ = stopped.await;
-    }));
+    };
+    let running = tokio::spawn(app.run(Box::pin(stopped) as UntilStopped));
     let client = Client::new()?;
     client.until_ready(sidecar.admin).await?;
     say(&format!(

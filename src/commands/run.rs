@@ -3,7 +3,7 @@
 use wechat_sidecar::app::{App, BindError};
 use wechat_sidecar::config::Config;
 
-use super::{PORT_TAKEN, complain, prepare};
+use super::{PORT_TAKEN, UntilStopped, complain, prepare};
 
 pub(super) async fn run(config: Config) -> u8 {
     let signals = match prepare(&config.telemetry) {
@@ -70,10 +70,10 @@ pub(super) async fn run(config: Config) -> u8 {
             hang_up.send_replace(());
         }
     });
-    let stop = async {
+    let stop = async move {
         signals.requested().await;
     };
-    match app.run(stop).await {
+    match app.run(Box::pin(stop) as UntilStopped).await {
         Ok(()) => {
             tracing::info!("stopped");
             0

@@ -18,7 +18,7 @@ use store::Store;
 use wechat::WeChat;
 
 /// How many seeds are played when nobody asks for more.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 3000;
 
 /// How long calls may wait for a token.
 const PATIENCE: Duration = secs(2);
