@@ -25,6 +25,8 @@ struct Inner {
     /// Set when the end of this body is the end of the connection (HTTP/1.0 without a length): a cut must then be
     /// a reset, or the part would look whole.
     ends_connection: Option<Connection>,
+    /// The body has broken off, which hyper is told when it asks again.
+    cut: Option<Cut>,
 }
 
 enum Content {
@@ -69,7 +71,7 @@ impl Content {
 
 impl Outbound {
     fn new(content: Content, record: Record, ends_connection: Option<Connection>) -> Self {
-        Self(Box::new(Inner { content, record, ends_connection }))
+        Self(Box::new(Inner { content, record, ends_connection, cut: None }))
     }
 
     /// A reply of ours.
@@ -122,6 +124,9 @@ impl Body for Outbound {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = &mut *self.0;
+        if let Some(cut) = this.cut.take() {
+            return Poll::Ready(Some(Err(cut)));
+        }
         let next = this.content.poll_frame(cx);
         if let Poll::Ready(next) = &next {
             if let Some(Ok(frame)) = next
@@ -140,6 +145,14 @@ impl Body for Outbound {
                 Some(Ok(_)) if !this.is_end_stream() => {}
                 _ => this.record.whole(),
             }
+        }
+        // SECURITY: at an error hyper drops what it has not written yet, the head included. An app that gets not a byte on
+        // a kept connection takes it for one that was closed while idle, and sends its call again: libcurl does, be it a
+        // POST. So hyper writes first, and hears of the cut when it asks again.
+        if let Poll::Ready(Some(Err(cut))) = next {
+            this.cut = Some(cut);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         next
     }
@@ -165,6 +178,9 @@ impl Body for Outbound {
 
 impl Inner {
     fn is_end_stream(&self) -> bool {
+        if self.cut.is_some() {
+            return false;
+        }
         match &self.content {
             Content::Ours(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Content::WeChats(body, masking, last) => {
