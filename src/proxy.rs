@@ -18,6 +18,7 @@ pub mod gate;
 pub mod head;
 pub mod inject;
 pub mod inspect;
+mod known;
 pub mod mask;
 pub mod readings;
 pub mod record;

@@ -101,7 +101,55 @@ pub fn find(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
     at + bytes[at..].iter().position(|&b| wanted(b)).unwrap_or(bytes.len() - at)
 }
 
-/// A field line in a head: where it begins, how long its name is, and where it ends, before its CR LF.
+/// What a header is known by, as far as anyone on a call's way minds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `Accept-Encoding`.
+    AcceptEncoding,
+    /// `Connection`.
+    Connection,
+    /// `Content-Encoding`.
+    ContentEncoding,
+    /// `Content-Length`.
+    ContentLength,
+    /// `Expect`.
+    Expect,
+    /// `Host`.
+    Host,
+    /// Between two neighbours, and no business of the next one.
+    Neighbours,
+    /// `Transfer-Encoding`.
+    TransferEncoding,
+    /// Any other, which passes.
+    Other,
+}
+
+impl Field {
+    /// Reads a name, in whatever case.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        // By length first: most names are none of these.
+        match name.len() {
+            2 if is(b"te") => Self::Neighbours,
+            4 if is(b"host") => Self::Host,
+            6 if is(b"expect") => Self::Expect,
+            7 if is(b"trailer") || is(b"upgrade") => Self::Neighbours,
+            10 if is(b"connection") => Self::Connection,
+            10 if is(b"keep-alive") => Self::Neighbours,
+            14 if is(b"content-length") => Self::ContentLength,
+            15 if is(b"accept-encoding") => Self::AcceptEncoding,
+            16 if is(b"content-encoding") => Self::ContentEncoding,
+            16 if is(b"proxy-connection") => Self::Neighbours,
+            17 if is(b"transfer-encoding") => Self::TransferEncoding,
+            18 if is(b"proxy-authenticate") => Self::Neighbours,
+            19 if is(b"proxy-authorization") => Self::Neighbours,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A field line in a head: what it is, where it begins, how long its name is, and where it ends, before its CR LF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Its first byte.
@@ -110,6 +158,8 @@ pub struct Line {
     pub name: u32,
     /// Behind its last byte.
     pub to: u32,
+    /// What its name is.
+    pub field: Field,
 }
 
 impl Line {
@@ -139,8 +189,9 @@ pub fn plain_line(head: &[u8], from: usize) -> Option<Line> {
     if !value[length..].starts_with(b"\r\n") {
         return None;
     }
-    let at = |n: usize| u32::try_from(n).ok();
-    Some(Line { from: at(from)?, name: at(name)?, to: at(from + name + 1 + length)? })
+    // All of it together is far below the 4 GiB of these numbers: a buffer has 64 KiB.
+    let (field, at) = (Field::of(&line[..name]), |n: usize| n as u32);
+    Some(Line { from: at(from), name: at(name), to: at(from + name + 1 + length), field })
 }
 
 /// The field lines of a head that was found sound, however odd it is. Its first line is none of them.
@@ -150,8 +201,8 @@ pub fn lines(head: &[u8]) -> impl Iterator<Item = Line> {
     let lines = ends.map(move |end| (std::mem::replace(&mut from, end), end - 2)).skip(1);
     lines.take_while(|(from, to)| to > from).filter_map(move |(from, to)| {
         let name = memchr::memchr(b':', &head[from..to])?;
-        let at = |n: usize| u32::try_from(n).ok();
-        Some(Line { from: at(from)?, name: at(name)?, to: at(to)? })
+        let (field, at) = (Field::of(&head[from..from + name]), |n: usize| n as u32);
+        Some(Line { from: at(from), name: at(name), to: at(to), field })
     })
 }
 

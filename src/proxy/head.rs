@@ -9,45 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::server::framing::RawHead;
 use crate::server::spliced;
-
-/// What we know a header by. Whatever is `Other` passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Field {
-    AcceptEncoding,
-    Connection,
-    ContentEncoding,
-    ContentLength,
-    Expect,
-    Host,
-    /// Between two neighbours, and no business of the next one.
-    Neighbours,
-    TransferEncoding,
-    Other,
-}
-
-impl Field {
-    /// Reads a name, in whatever case.
-    pub(super) fn of(name: &[u8]) -> Self {
-        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        // By length first: most names are none of these.
-        match name.len() {
-            2 if is(b"te") => Self::Neighbours,
-            4 if is(b"host") => Self::Host,
-            6 if is(b"expect") => Self::Expect,
-            7 if is(b"trailer") || is(b"upgrade") => Self::Neighbours,
-            10 if is(b"connection") => Self::Connection,
-            10 if is(b"keep-alive") => Self::Neighbours,
-            14 if is(b"content-length") => Self::ContentLength,
-            15 if is(b"accept-encoding") => Self::AcceptEncoding,
-            16 if is(b"content-encoding") => Self::ContentEncoding,
-            16 if is(b"proxy-connection") => Self::Neighbours,
-            17 if is(b"transfer-encoding") => Self::TransferEncoding,
-            18 if is(b"proxy-authenticate") => Self::Neighbours,
-            19 if is(b"proxy-authorization") => Self::Neighbours,
-            _ => Self::Other,
-        }
-    }
-}
+use crate::syntax::Field;
 
 /// The names that a value of `Connection` takes away, without those that go anyway.
 ///
@@ -76,8 +38,7 @@ impl RequestHead {
             let (text, mut run) = (raw.text(), raw.lines().first().map_or(0, |line| line.from as usize));
             for line in raw.lines() {
                 let (from, next) = (line.from as usize, line.to as usize + 2);
-                let name = &text[from..from + line.name as usize];
-                let what = Field::of(name);
+                let (what, name) = (line.field, &text[from..from + line.name as usize]);
                 if out.goes_as_it_is(what, name, named, &left) {
                     continue;
                 }

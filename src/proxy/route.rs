@@ -20,6 +20,7 @@ use crate::clients::{Client, Clients, KEY_HEADER, Keyring};
 use crate::error::{Cause, Failure};
 use crate::hosts::{self, Hosts};
 use crate::policy::{Denied, shown};
+use crate::proxy::known::Known;
 use crate::proxy::{inject, readings};
 
 /// What a path needs.
@@ -109,6 +110,7 @@ pub struct Routes {
     lengths: RangeInclusive<usize>,
     hosts: Hosts,
     keyring: Option<Keyring>,
+    known: Known,
 }
 
 impl Routes {
@@ -122,7 +124,8 @@ impl Routes {
         let by_appid = accounts.iter().enumerate().map(|(i, a)| (a.appid().as_str().to_owned(), i)).collect();
         let lengths = accounts.iter().map(|account| account.appid().as_str().len());
         let lengths = lengths.clone().min().unwrap_or_default()..=lengths.max().unwrap_or_default();
-        Self { accounts, by_appid, lengths, hosts: Hosts::default(), keyring: None }
+        let (hosts, known) = (Hosts::default(), Known::default());
+        Self { accounts, by_appid, lengths, hosts, keyring: None, known }
     }
 
     /// The same routes, speaking for these hosts.
@@ -188,11 +191,18 @@ impl Routes {
             return Err(bad_target());
         }
         let path = target.path();
-        let action = action(path);
-        let is_plain = readings::is_plain(path);
-        if !is_plain && readings::any(path, |meant| self::action(meant) != action) {
-            return Err(ambiguous("which decides about the credential"));
-        }
+        let known = self.known.find(path);
+        let (action, is_plain) = match known.reading {
+            Some(reading) => reading,
+            None => {
+                let (action, is_plain) = (action(path), readings::is_plain(path));
+                if !is_plain && readings::any(path, |meant| self::action(meant) != action) {
+                    return Err(ambiguous("which decides about the credential"));
+                }
+                self.known.read(known, path, action, is_plain);
+                (action, is_plain)
+            }
+        };
         let query = target.query().unwrap_or_default();
         // Acting for a component or one of its merchants: the token is not ours to judge (wechat-api.md 4d).
         // SECURITY: only where ours would have gone. On a token path it would let a fetch through to WeChat, which
@@ -232,7 +242,13 @@ impl Routes {
             action = Action::AnswerUnknownAppid;
         }
         let route = Route { account, action, target, client };
-        route.check_read(method, is_plain)?;
+        // What a client's key allows is asked every time.
+        if route.client.is_some() {
+            route.check_read(method, is_plain)?;
+        } else if !self.known.is_allowed(known, method, account.appid()) {
+            route.check_read(method, is_plain)?;
+            self.known.allow(known, route.target.path(), method, account.appid());
+        }
         Ok(route)
     }
 

@@ -367,17 +367,10 @@ impl Framing {
         let mut length = None;
         while !bytes[at..].starts_with(b"\r\n") {
             let line = syntax::plain_line(bytes, at)?;
-            match line.name as usize {
-                14 => {
-                    let (name, value) = line.of(bytes);
-                    if name.eq_ignore_ascii_case(CONTENT_LENGTH) {
-                        if length.is_some() {
-                            return None;
-                        }
-                        length = Some(plain_number(value)?);
-                    }
-                }
-                17 if line.of(bytes).0.eq_ignore_ascii_case(TRANSFER_ENCODING) => return None,
+            match line.field {
+                syntax::Field::ContentLength if length.is_some() => return None,
+                syntax::Field::ContentLength => length = Some(plain_number(line.of(bytes).1)?),
+                syntax::Field::TransferEncoding => return None,
                 _ => {}
             }
             at = line.to as usize + 2;
@@ -646,7 +639,7 @@ impl Framing {
 fn withhold(mut head: RawHead, at: usize, passed: &mut Passed) -> RawHead {
     if passed.wanted.takes_apart(head.text.len(), head.lines.len()) {
         for line in &head.lines {
-            if !passed.wanted.has(line.of(&head.text).0) {
+            if !passed.wanted.has(line.field, line.of(&head.text).0) {
                 let (from, to) = (at + line.from as usize, at + line.to as usize + 2);
                 head.withheld += 1;
                 match passed.withheld.last_mut() {

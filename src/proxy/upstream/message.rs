@@ -11,9 +11,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use httparse::{EMPTY_HEADER, ParserConfig, Response, Status};
 
-use crate::proxy::head::{Field, ReplyHead, named};
+use crate::proxy::head::{ReplyHead, named};
 use crate::server::spliced::Lines;
-use crate::syntax;
+use crate::syntax::{self, Field};
 
 /// The largest head.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -106,7 +106,7 @@ pub(super) fn plain(bytes: &[u8], to_head: bool) -> Result<Option<Final>, Malfor
             return Ok(None);
         }
         let next = line.to as usize + 2;
-        match reading.field(name, value)? {
+        match reading.field(line.field, name, value)? {
             Goes::On => {}
             Goes::OnAsLength => {
                 lines.extend_with_length(&bytes[run..next], at - run);
@@ -153,7 +153,7 @@ pub(super) fn any(bytes: &[u8], to_head: bool) -> Result<Head, Malformed> {
     let mut lines = Lines::new(code, reply.reason.unwrap_or_default(), length + 64);
     for header in reply.headers.iter() {
         let name = header.name.as_bytes();
-        match reading.field(name, header.value)? {
+        match reading.field(Field::of(name), name, header.value)? {
             Goes::On => lines.push(name, header.value),
             Goes::OnAsLength => lines.push_length(name, header.value),
             Goes::NoFurther => {}
@@ -191,8 +191,8 @@ impl Reading {
     }
 
     /// Takes a header, its value without the space around it.
-    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<Goes, Malformed> {
-        Ok(match Field::of(name) {
+    fn field(&mut self, field: Field, name: &[u8], value: &[u8]) -> Result<Goes, Malformed> {
+        Ok(match field {
             Field::Connection => {
                 self.connection(value);
                 Goes::NoFurther

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::message::{self, Final, Head, Malformed, Next};
 use super::wire::HeadReader;
-use crate::proxy::head::{Field, named};
+use crate::proxy::head::named;
+use crate::syntax::Field;
 
 /// What a client made of a reply.
 #[derive(Debug, PartialEq, Eq)]

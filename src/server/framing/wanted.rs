@@ -7,7 +7,9 @@
 
 use std::rc::Rc;
 
-use http::{HeaderName, header};
+use http::HeaderName;
+
+use crate::syntax::Field;
 
 /// The names of the lines that are read; all, unless it is said which.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +18,8 @@ pub struct Wanted(Option<Rc<Names>>);
 #[derive(Debug)]
 struct Names {
     names: Vec<HeaderName>,
-    /// A bit for each length that there is among them: nearly no other name has one of these.
-    lengths: u64,
+    /// For each last five bits of a first letter, a bit for each length that there is: hardly any other name has both.
+    lengths: [u64; 32],
     /// The longest head that is taken apart. A longer one is hyper's to refuse, which has to see all of it.
     max_head: usize,
 }
@@ -25,16 +27,10 @@ struct Names {
 /// The most lines of a head that is taken apart: hyper refuses more than 100.
 pub(super) const MAX_LINES: usize = 100;
 
-/// What hyper itself looks at.
-const HYPERS: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::EXPECT,
-    header::HOST,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+/// Where a name of this beginning and length is in [`Names::lengths`].
+fn place(name: &[u8]) -> (usize, u32) {
+    (usize::from(name.first().copied().unwrap_or_default() & 31), name.len().min(63) as u32)
+}
 
 impl Wanted {
     /// All of them.
@@ -46,8 +42,12 @@ impl Wanted {
     /// Those of these names and those that hyper needs, of heads up to `max_head` bytes.
     #[must_use]
     pub fn only(names: impl IntoIterator<Item = HeaderName>, max_head: usize) -> Self {
-        let names: Vec<_> = HYPERS.into_iter().chain(names).collect();
-        let lengths = names.iter().fold(0, |lengths, name| lengths | 1 << name.as_str().len().min(63));
+        let names: Vec<_> = names.into_iter().collect();
+        let mut lengths = [0; 32];
+        for name in &names {
+            let (letter, length) = place(name.as_str().as_bytes());
+            lengths[letter] |= 1 << length;
+        }
         Self(Some(Rc::new(Names { names, lengths, max_head })))
     }
 
@@ -57,9 +57,15 @@ impl Wanted {
     }
 
     /// Whether a line of this name is read.
-    pub(super) fn has(&self, name: &[u8]) -> bool {
+    pub(super) fn has(&self, field: Field, name: &[u8]) -> bool {
+        match field {
+            Field::Other | Field::AcceptEncoding | Field::ContentEncoding => {}
+            // All that hyper itself looks at is known by more than its name.
+            _ => return true,
+        }
         let Some(only) = &self.0 else { return true };
-        only.lengths >> name.len().min(63) & 1 == 1
+        let (letter, length) = place(name);
+        only.lengths[letter] >> length & 1 == 1
             && only.names.iter().any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
     }
 }
@@ -68,20 +74,24 @@ impl Wanted {
 mod tests {
     use super::*;
 
+    fn has(wanted: &Wanted, name: &str) -> bool {
+        wanted.has(Field::of(name.as_bytes()), name.as_bytes())
+    }
+
     #[test]
     fn a_name_is_wanted_in_any_case_and_what_hyper_needs_always_is() {
         let wanted = Wanted::only([HeaderName::from_static("x-mine")], 100);
         for name in
             ["X-Mine", "content-LENGTH", "Transfer-Encoding", "host", "TE", "Expect", "Connection", "upgrade"]
         {
-            assert!(wanted.has(name.as_bytes()), "{name}");
+            assert!(has(&wanted, name), "{name}");
         }
         let long = "x".repeat(80);
         for name in ["X-Nine", "x-min", "Accept", "Authorization", &long] {
-            assert!(!wanted.has(name.as_bytes()) && Wanted::all().has(name.as_bytes()), "{name}");
+            assert!(!has(&wanted, name) && has(&Wanted::all(), name), "{name}");
         }
         let long = HeaderName::from_bytes(long.as_bytes()).unwrap();
-        assert!(Wanted::only([long.clone()], 100).has(long.as_str().as_bytes()));
+        assert!(has(&Wanted::only([long.clone()], 100), long.as_str()));
         assert!(wanted.takes_apart(100, 100) && !wanted.takes_apart(101, 1) && !wanted.takes_apart(1, 101));
         assert!(!Wanted::all().takes_apart(1, 1));
     }
