@@ -38,23 +38,33 @@ const HIGHS: u64 = ONES * 0x80;
 /// eight at a time.
 #[must_use]
 pub fn tokens(bytes: &[u8]) -> usize {
-    let (words, _) = bytes.as_chunks::<8>();
     let mut at = 0;
-    for word in words {
-        // The high bit of each byte that is one of these. With seven bits no sum reaches the next byte.
-        let word = u64::from_le_bytes(*word);
-        let (seven, lower) = (word & !HIGHS, (word | (ONES * 0x20)) & !HIGHS);
-        let letter = (lower + ONES * (0x80 - 0x61)) & !(lower + ONES * (0x7f - 0x7a));
-        let digit = (seven + ONES * (0x80 - 0x30)) & !(seven + ONES * (0x7f - 0x39));
-        let hyphen = !((seven ^ (ONES * 0x2d)) + ONES * 0x7f);
-        let others = !((letter | digit | hyphen) & !word) & HIGHS;
+    while let Some(word) = word(bytes, at) {
+        let others = uncommon(word);
         if others != 0 {
             at += others.trailing_zeros() as usize / 8;
             break;
         }
         at += 8;
     }
-    at + bytes[at..].iter().position(|&b| !is_token(b)).unwrap_or(bytes.len() - at)
+    while bytes.get(at).is_some_and(|&b| is_token(b)) {
+        at += 1;
+    }
+    at
+}
+
+/// The eight bytes from there on, if there are as many.
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
+}
+
+/// The high bit of each byte that is no letter, digit or `-`. With seven bits no sum reaches the next byte.
+fn uncommon(word: u64) -> u64 {
+    let (seven, lower) = (word & !HIGHS, (word | (ONES * 0x20)) & !HIGHS);
+    let letter = (lower + ONES * (0x80 - 0x61)) & !(lower + ONES * (0x7f - 0x7a));
+    let digit = (seven + ONES * (0x80 - 0x30)) & !(seven + ONES * (0x7f - 0x39));
+    let hyphen = !((seven ^ (ONES * 0x2d)) + ONES * 0x7f);
+    !((letter | digit | hyphen) & !word) & HIGHS
 }
 
 /// A Content-Length as it is nearly always written; `None` for any other, sound or not.
@@ -77,18 +87,20 @@ pub fn plain_number(value: &[u8]) -> Option<u64> {
 /// How many bytes there are before the first control character, a tab included: eight at a time.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> usize {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (n, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
+    let mut at = 0;
+    while let Some(word) = word(bytes, at) {
         let delete = word ^ (ONES * 0x7f);
         // The high bit of each byte that is below 0x20, or 0x7f. Above the first one a borrow may set others.
         let hit = (word.wrapping_sub(ONES * 0x20) & !word | delete.wrapping_sub(ONES) & !delete) & HIGHS;
         if hit != 0 {
-            return n * 8 + hit.trailing_zeros() as usize / 8;
+            return at + hit.trailing_zeros() as usize / 8;
         }
+        at += 8;
     }
-    let at = bytes.len() - rest.len();
-    at + rest.iter().position(|&b| b < b' ' || b == 0x7f).unwrap_or(rest.len())
+    while bytes.get(at).is_some_and(|&b| b >= b' ' && b != 0x7f) {
+        at += 1;
+    }
+    at
 }
 
 /// The place of the first byte that is looked for, or the end. In steps of 16 without a branch inside, which the
@@ -179,19 +191,22 @@ impl Line {
 }
 
 /// The field line at `from`, if it is here as a whole and there is nothing odd in it: a name, a colon, a value without
-/// a control character, and CR LF.
+/// a control character, and CR LF. With its name and its value.
+#[inline]
 #[must_use]
-pub fn plain_line(head: &[u8], from: usize) -> Option<Line> {
+pub fn plain_line(head: &[u8], from: usize) -> Option<(Line, &[u8], &[u8])> {
     let line = head.get(from..)?;
-    let name = tokens(line);
-    let value = line.get(name + 1..).filter(|_| name > 0 && line[name] == b':')?;
-    let length = printable(value);
-    if !value[length..].starts_with(b"\r\n") {
+    let length = tokens(line);
+    let (name, rest) = line.split_at_checked(length)?;
+    let [b':', rest @ ..] = rest else { return None };
+    let (value, rest) = rest.split_at_checked(printable(rest))?;
+    if name.is_empty() || !rest.starts_with(b"\r\n") {
         return None;
     }
     // All of it together is far below the 4 GiB of these numbers: a buffer has 64 KiB.
-    let (field, at) = (Field::of(&line[..name]), |n: usize| n as u32);
-    Some(Line { from: at(from), name: at(name), to: at(from + name + 1 + length), field })
+    let (field, at) = (Field::of(name), |n: usize| n as u32);
+    let to = from + length + 1 + value.len();
+    Some((Line { from: at(from), name: at(length), to: at(to), field }, name, value))
 }
 
 /// The field lines of a head that was found sound, however odd it is. Its first line is none of them.
@@ -215,10 +230,11 @@ mod tests {
     #[test]
     fn a_line_is_plain_or_none() {
         let head = b"GET / HTTP/1.1\r\nContent-Type: a b\r\nX_1:\r\n\r\n";
-        let first = plain_line(head, 16).unwrap();
-        assert_eq!(first.of(head), (&b"Content-Type"[..], &b" a b"[..]));
-        let second = plain_line(head, first.to as usize + 2).unwrap();
-        assert_eq!(second.of(head), (&b"X_1"[..], &b""[..]));
+        let (first, name, value) = plain_line(head, 16).unwrap();
+        assert_eq!((name, value), (&b"Content-Type"[..], &b" a b"[..]));
+        assert_eq!(first.of(head), (name, value));
+        let (second, name, value) = plain_line(head, first.to as usize + 2).unwrap();
+        assert_eq!((name, value), (&b"X_1"[..], &b""[..]));
         assert_eq!(plain_line(head, second.to as usize + 2), None, "the empty one");
         assert_eq!(lines(head).collect::<Vec<_>>(), [first, second]);
         for odd in [

@@ -247,11 +247,39 @@ impl Broken {
 /// A body, and as much of it as is kept.
 struct Held(Rc<RefCell<Inner>>);
 
+/// Pieces in their order. Nearly always it is one, for which no list is made.
+#[derive(Default)]
+struct Chunks {
+    first: Bytes,
+    more: Vec<Bytes>,
+}
+
+impl Chunks {
+    fn push(&mut self, piece: Bytes) {
+        if self.first.is_empty() {
+            self.first = piece;
+        } else {
+            self.more.push(piece);
+        }
+    }
+
+    fn get(&self, n: usize) -> Option<&Bytes> {
+        match n.checked_sub(1) {
+            None => Some(&self.first).filter(|first| !first.is_empty()),
+            Some(n) => self.more.get(n),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        (0..).map_while(|n| self.get(n))
+    }
+}
+
 struct Inner {
     /// What is still to come from the app.
     rest: Option<Incoming>,
     /// What came, in order; all of it while `kept` is there.
-    chunks: Vec<Bytes>,
+    chunks: Chunks,
     /// Small pieces gathered into one buffer: a `Bytes` for each byte of a trickling app would cost 40 times as much.
     tail: BytesMut,
     kept: Option<Reserved>,
@@ -279,7 +307,7 @@ impl Held {
     ) -> Self {
         Self(Rc::new(RefCell::new(Inner {
             rest,
-            chunks: Vec::new(),
+            chunks: Chunks::default(),
             tail: BytesMut::new(),
             kept,
             length,
@@ -441,7 +469,7 @@ impl Inner {
     fn stop_keeping(&mut self) {
         // Held whole, the chunks are the body itself: they stay until it has gone out.
         if self.rest.is_some() {
-            self.chunks = Vec::new();
+            self.chunks = Chunks::default();
             self.tail = BytesMut::new();
             self.kept = None;
         }
@@ -557,8 +585,8 @@ pub async fn read_small(incoming: Incoming, limit: usize, idle_timeout: Duration
         _ => failure,
     })?;
     let inner = held.0.borrow();
-    Ok(match &inner.chunks[..] {
-        [one] => one.clone(),
-        chunks => Bytes::from(chunks.concat()),
-    })
+    if inner.chunks.more.is_empty() {
+        return Ok(inner.chunks.first.clone());
+    }
+    Ok(inner.chunks.iter().flat_map(|piece| piece.iter().copied()).collect())
 }

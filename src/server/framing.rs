@@ -366,10 +366,10 @@ impl Framing {
         let mut head = RawHead::new();
         let mut length = None;
         while !bytes[at..].starts_with(b"\r\n") {
-            let line = syntax::plain_line(bytes, at)?;
+            let (line, _, value) = syntax::plain_line(bytes, at)?;
             match line.field {
                 syntax::Field::ContentLength if length.is_some() => return None,
-                syntax::Field::ContentLength => length = Some(plain_number(line.of(bytes).1)?),
+                syntax::Field::ContentLength => length = Some(plain_number(value)?),
                 syntax::Field::TransferEncoding => return None,
                 _ => {}
             }

@@ -98,8 +98,7 @@ pub(super) fn plain(bytes: &[u8], to_head: bool) -> Result<Option<Final>, Malfor
                 reading.end(lines, at + 2, 1, to_head).map(Some)
             };
         }
-        let Some(line) = syntax::plain_line(bytes, at) else { return Ok(None) };
-        let (name, value) = line.of(bytes);
+        let Some((line, name, value)) = syntax::plain_line(bytes, at) else { return Ok(None) };
         // One space, as everyone writes it: or the line would not go on as httparse's way writes it.
         let [b' ', value @ ..] = value else { return Ok(None) };
         if value.first() == Some(&b' ') || value.last() == Some(&b' ') {
