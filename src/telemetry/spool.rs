@@ -16,6 +16,9 @@ const MOST: usize = 512 * 1024;
 /// So long lines are gathered into one write: at 2,000 calls a second that is ten of them.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// Whoever waits for all of it to be written looks so often.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Takes lines for a writer. Clones take them for the same one.
 #[derive(Clone)]
 pub(super) struct Spool(Arc<Shared>);
@@ -24,7 +27,6 @@ pub(super) struct Spool(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     came: Condvar,
-    written: Condvar,
 }
 
 #[derive(Default)]
@@ -33,8 +35,6 @@ struct State {
     /// Lines that found no room, since the last that did.
     left_out: u64,
     writing: bool,
-    /// Somebody waits for all of it to be written.
-    hurried: bool,
 }
 
 impl Spool {
@@ -51,12 +51,14 @@ impl Spool {
 
     /// Waits until all that came is written, and no longer than `patience`.
     pub(super) fn flush(&self, patience: Duration) {
-        let mut state = self.0.lock();
-        state.hurried = true;
-        self.0.came.notify_one();
-        let waited = self.0.written.wait_timeout_while(state, patience, |state| !state.is_written());
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.hurried = false;
+        // In sleeps, which are as long wherever a clock is set: a timed wait ends at a time by the monotonic clock, and
+        // where that is faked (libfaketime), hours late.
+        let mut left = patience;
+        while !self.0.lock().is_written() && !left.is_zero() {
+            let step = left.min(LOOK);
+            std::thread::sleep(step);
+            left -= step;
+        }
     }
 }
 
@@ -91,10 +93,9 @@ impl Shared {
         let mut lines = Vec::new();
         loop {
             let state = self.lock();
-            let state = self.came.wait_while(state, |state| state.waiting.is_empty());
-            let state = state.unwrap_or_else(PoisonError::into_inner);
-            let gathered = self.came.wait_timeout_while(state, GATHER, |state| !state.hurried);
-            let (mut state, _) = gathered.unwrap_or_else(PoisonError::into_inner);
+            drop(self.came.wait_while(state, |state| state.waiting.is_empty()));
+            std::thread::sleep(GATHER);
+            let mut state = self.lock();
             std::mem::swap(&mut state.waiting, &mut lines);
             let left_out = std::mem::take(&mut state.left_out);
             state.writing = true;
@@ -108,11 +109,7 @@ impl Shared {
                     "lines were left out of the log, because standard error took none for a while; calls went on. Check whatever collects the log, and its disk"
                 );
             }
-            let mut state = self.lock();
-            state.writing = false;
-            if state.is_written() {
-                self.written.notify_all();
-            }
+            self.lock().writing = false;
         }
     }
 }
