@@ -3,6 +3,7 @@
 //! SECURITY: a bare level such as `trace` is for our own targets only. Other crates stay at `warn` unless a filter
 //! names them, because an HTTP library's trace output may show a URL with its token.
 
+pub mod access;
 mod repeats;
 mod spool;
 #[cfg(feature = "otel")]
@@ -17,8 +18,10 @@ use std::time::Duration;
 use tracing::Dispatch;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 
+use access::AccessLog;
 use repeats::Repeats;
 pub use repeats::left_out;
 use spool::Spool;
@@ -142,11 +145,22 @@ pub fn flush() {
 /// A sentence: the filter cannot be used.
 pub fn dispatch<W>(config: &Config, colour: bool, writer: W) -> Result<Dispatch, String>
 where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+    W: for<'w> MakeWriter<'w> + Clone + Send + Sync + 'static,
 {
-    let registry =
-        tracing_subscriber::registry().with(parse_filter(&config.filter)?).with(Repeats::default());
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    dispatch_at(SystemTime, config, colour, writer)
+}
+
+/// The same with a clock of one's own.
+fn dispatch_at<W, T>(clock: T, config: &Config, colour: bool, writer: W) -> Result<Dispatch, String>
+where
+    W: for<'w> MakeWriter<'w> + Clone + Send + Sync + 'static,
+    T: FormatTime + Send + Sync + 'static,
+{
+    let registry = tracing_subscriber::registry()
+        .with(parse_filter(&config.filter)?)
+        .with(Repeats::default())
+        .with(AccessLog::new(config.format, colour, writer.clone()));
+    let lines = tracing_subscriber::fmt::layer().with_timer(clock).with_writer(writer);
     Ok(match config.format {
         Format::Text => Dispatch::new(registry.with(lines.with_ansi(colour))),
         // Flat: a field stands beside `message`, where log collectors look for it.

@@ -16,7 +16,7 @@ const MOST_BYTES: usize = 256 * 1024;
 
 /// What somebody does to a path before looking at it.
 const STEPS: [fn(&str) -> String; 8] =
-    [decode, follow_dots, fold_slashes, turn_backslashes, cut_parameters, lower, trim, cut_at_nul];
+    [decode, follow_dots, fold_slashes, turn_backslashes, cut_parameters, lower, trim, cut_at_end];
 
 /// Whether `differs` holds for any reading of `path`, or there are too many to know.
 pub fn any(path: &str, differs: impl Fn(&str) -> bool) -> bool {
@@ -122,8 +122,9 @@ fn trim(path: &str) -> String {
     segment_by_segment(path, |segment| segment.trim_matches(|c: char| c.is_whitespace() || c.is_control()))
 }
 
-fn cut_at_nul(path: &str) -> String {
-    path.split('\0').next().unwrap_or_default().to_owned()
+/// A NUL ends a text in C; a query or a fragment ends the path for whoever takes the escapes off and reads it anew.
+fn cut_at_end(path: &str) -> String {
+    path.split(['\0', '?', '#']).next().unwrap_or_default().to_owned()
 }
 
 fn segment_by_segment(path: &str, change: impl Fn(&str) -> &str) -> String {
@@ -154,6 +155,10 @@ mod tests {
             ("/CGI-BIN/Token", "/cgi-bin/token"),
             ("/cgi-bin;a=b/token;c", "/cgi-bin/token"),
             ("/cgi-bin/token%00", "/cgi-bin/token"),
+            ("/cgi-bin/token%3f", "/cgi-bin/token"),
+            ("/cgi-bin/token%3Fa=b", "/cgi-bin/token"),
+            ("/cgi-bin/token%23", "/cgi-bin/token"),
+            ("/cgi-bin/token%2523a/../b", "/cgi-bin/token"),
             ("/./cgi-bin/./token", "/cgi-bin/token"),
             ("/../../cgi-bin/token", "/cgi-bin/token"),
             // To those who do not do all of it, or in another order.

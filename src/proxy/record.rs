@@ -21,6 +21,7 @@ use crate::metrics::{Ended, Tally};
 use crate::proxy::admission::Place;
 use crate::proxy::{inject, route, told};
 use crate::telemetry::ACCESS;
+use crate::telemetry::access;
 #[cfg(feature = "otel")]
 use crate::telemetry::traces;
 
@@ -252,27 +253,25 @@ impl Drop for Record {
             (_, None, true) => "whole",
             (_, None, false) => "left",
         };
-        tracing::info!(
-            target: ACCESS,
-            account = line.account.as_ref().map_or("-", AppId::as_str),
-            client = line.client.as_ref().map(|client| client.name()),
-            method = line.method.as_str(),
-            path = %path.escape_default(),
-            keys,
+        access::write(&access::Entry {
+            account: line.account.as_ref().map_or("-", AppId::as_str),
+            client: line.client.as_ref().map(|client| client.name()),
+            method: line.method.as_str(),
+            path,
+            keys: &keys,
             status,
-            error = self.cause.map_or("-", Cause::name),
-            errcode = self.errcode,
-            rid = line.rid,
-            refused = self.refused.unwrap_or(0),
-            attempts = self.attempts,
+            error: self.cause.map_or("-", Cause::name),
+            errcode: self.errcode,
+            rid: line.rid.as_deref(),
+            refused: self.refused.unwrap_or(0),
+            attempts: self.attempts,
             end,
-            ms = millis(whole),
-            upstream_ms = millis(self.upstream),
-            token_ms = millis(self.token_wait),
-            own_us = u64::try_from(own.as_micros()).unwrap_or(u64::MAX),
-            trace = line.trace,
-            "call"
-        );
+            ms: millis(whole),
+            upstream_ms: millis(self.upstream),
+            token_ms: millis(self.token_wait),
+            own_us: u64::try_from(own.as_micros()).unwrap_or(u64::MAX),
+            trace: line.trace.as_deref(),
+        });
     }
 }
 

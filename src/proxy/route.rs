@@ -208,7 +208,7 @@ impl Routes {
         // SECURITY: only where ours would have gone. On a token path it would let a fetch through to WeChat, which
         // voids the token of everyone else and shows the app a real one.
         let mut action = match action {
-            Action::AppendToken if named(query, "component_access_token").next().is_some() => {
+            Action::AppendToken if named(query, "component_access_token").any(|token| !token.is_empty()) => {
                 Action::KeepUserToken
             }
             action => action,

@@ -413,6 +413,16 @@ fn a_head_that_does_not_end_is_refused_at_64_kib_and_costs_little_until_then() {
 }
 
 #[test]
+fn a_flood_of_interim_answers_is_refused_and_some_are_borne() {
+    let interim = "HTTP/1.1 102 Processing\r\n\r\n";
+    let some = interim.repeat(50) + "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    assert!(matches!(ours(&[some.as_bytes()], false), (Read::Reply { status: 200, .. }, None)));
+    let piece = interim.repeat(100);
+    let (_, why) = ours(&vec![piece.as_bytes(); 30], false);
+    assert_eq!(why, Some("it sent interim answers without end"));
+}
+
+#[test]
 fn what_follows_a_body_stays_behind_it() {
     let mut came = BytesMut::from(&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1"[..]);
     let Ok(Head::Final(Final { length, mut decoder, is_kept, .. })) = super::message::head(&came, false)

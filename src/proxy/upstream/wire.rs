@@ -202,6 +202,8 @@ pub(super) enum Quiet {
 pub(super) struct HeadReader {
     /// What came of it before, when it did not come whole.
     part: Vec<u8>,
+    /// The length of the interim heads before it, which may be some and not a flood.
+    interim: usize,
 }
 
 /// Why no head came.
@@ -260,7 +262,13 @@ impl HeadReader {
         let mut rest = if known > 0 { &self.part[..] } else { came };
         while !rest.is_empty() {
             match message::head(rest, to_head)? {
-                Head::Interim(length) => rest = &rest[length..],
+                Head::Interim(length) => {
+                    self.interim += length;
+                    if self.interim > MAX_HEAD {
+                        return Err("it sent interim answers without end");
+                    }
+                    rest = &rest[length..];
+                }
                 Head::Final(head) => {
                     let body = BytesMut::from(&rest[head.length..]);
                     self.part = Vec::new();
