@@ -146,20 +146,21 @@ macro_rules! name {
     };
 }
 
+/// Fields that nearly every line has with the same values, as one text.
+macro_rules! usual {
+    ($shape:expr, $($name:literal: $value:literal),+) => {
+        match $shape {
+            Shape::Plain => concat!($(" ", $name, "=", $value),+),
+            Shape::Colour => concat!($(" \x1b[3m", $name, "\x1b[0m\x1b[2m=\x1b[0m", $value),+),
+            Shape::Json => concat!($(",\"", $name, "\":", $value),+),
+        }
+    };
+}
+
 impl Page {
     const EMPTY: Self = Self { line: Vec::new(), second: u64::MAX, date: [0; 20] };
 
     fn line(&mut self, shape: Shape, now: SystemTime, entry: &Entry<'_>) {
-        // One copy of the code for each shape: then the names are constants and no function is called to copy them.
-        match shape {
-            Shape::Plain => self.write(Shape::Plain, now, entry),
-            Shape::Colour => self.write(Shape::Colour, now, entry),
-            Shape::Json => self.write(Shape::Json, now, entry),
-        }
-    }
-
-    #[inline(always)]
-    fn write(&mut self, shape: Shape, now: SystemTime, entry: &Entry<'_>) {
         self.line.clear();
         self.text(match shape {
             Shape::Plain => "",
@@ -179,17 +180,26 @@ impl Page {
         self.string(shape, name!(shape, "method"), entry.method);
         self.path(shape, name!(shape, "path"), entry.path);
         self.string(shape, name!(shape, "keys"), entry.keys);
-        self.number(name!(shape, "status"), entry.status.into());
-        self.string(shape, name!(shape, "error"), entry.error);
-        if let Some(errcode) = entry.errcode {
-            self.signed(name!(shape, "errcode"), errcode);
+        let is_usual = entry.status == 200 && entry.error == "-" && entry.rid.is_none();
+        if is_usual && entry.errcode == Some(0) {
+            self.text(usual!(shape, "status": "200", "error": "\"-\"", "errcode": "0"));
+        } else {
+            self.number(name!(shape, "status"), entry.status.into());
+            self.string(shape, name!(shape, "error"), entry.error);
+            if let Some(errcode) = entry.errcode {
+                self.signed(name!(shape, "errcode"), errcode);
+            }
+            if let Some(rid) = entry.rid {
+                self.string(shape, name!(shape, "rid"), rid);
+            }
         }
-        if let Some(rid) = entry.rid {
-            self.string(shape, name!(shape, "rid"), rid);
+        if (entry.refused, entry.attempts, entry.end) == (0, 1, "whole") {
+            self.text(usual!(shape, "refused": "0", "attempts": "1", "end": "\"whole\""));
+        } else {
+            self.signed(name!(shape, "refused"), entry.refused);
+            self.number(name!(shape, "attempts"), entry.attempts.into());
+            self.string(shape, name!(shape, "end"), entry.end);
         }
-        self.signed(name!(shape, "refused"), entry.refused);
-        self.number(name!(shape, "attempts"), entry.attempts.into());
-        self.string(shape, name!(shape, "end"), entry.end);
         self.number(name!(shape, "ms"), entry.ms);
         self.number(name!(shape, "upstream_ms"), entry.upstream_ms);
         self.number(name!(shape, "token_ms"), entry.token_ms);
@@ -203,7 +213,7 @@ impl Page {
         });
     }
 
-    #[inline(always)]
+    #[inline]
     fn text(&mut self, text: &str) {
         self.line.extend_from_slice(text.as_bytes());
     }
@@ -229,7 +239,6 @@ impl Page {
         self.line.extend_from_slice(&digits);
     }
 
-    #[inline(always)]
     fn number(&mut self, name: &str, number: u64) {
         self.text(name);
         match number {
@@ -239,7 +248,6 @@ impl Page {
         }
     }
 
-    #[inline(always)]
     fn signed(&mut self, name: &str, number: i64) {
         match u64::try_from(number) {
             Ok(number) => self.number(name, number),
@@ -250,7 +258,6 @@ impl Page {
         }
     }
 
-    #[inline(always)]
     fn string(&mut self, shape: Shape, name: &str, string: &str) {
         self.text(name);
         if is_plain(string) {
@@ -272,7 +279,6 @@ impl Page {
     }
 
     /// The path, without quotes in text.
-    #[inline(always)]
     fn path(&mut self, shape: Shape, name: &str, path: &str) {
         match shape {
             Shape::Plain | Shape::Colour => {
@@ -416,19 +422,21 @@ mod tests {
             let text = |n: usize| &texts[n][..];
             let (status, errcode, refused, attempts, ms, upstream_ms, token_ms, own_us) = numbers;
             let most = if small { 12 } else { u64::MAX };
+            // As nearly every line has them, each for itself.
+            let usual = |n: usize| texts[n].len() % 2 == 0;
             let entry = Entry {
                 account: text(0),
                 client: some[0].then_some(text(1)),
                 method: text(2),
                 path: text(3),
                 keys: text(4),
-                status,
-                error: text(5),
-                errcode: some[1].then_some(errcode),
+                status: if usual(0) { 200 } else { status },
+                error: if usual(5) { "-" } else { text(5) },
+                errcode: if usual(1) { Some(0) } else { some[1].then_some(errcode) },
                 rid: some[2].then_some(text(6)),
-                refused,
-                attempts,
-                end: "whole",
+                refused: if usual(2) { 0 } else { refused },
+                attempts: if usual(3) { 1 } else { attempts },
+                end: if usual(4) { "whole" } else { text(4) },
                 ms: ms.min(most),
                 upstream_ms,
                 token_ms,
