@@ -44,29 +44,35 @@ impl Reader {
         }
     }
 
+    #[inline(never)]
     pub(super) fn listen(&mut self, key: &str) -> Option<SocketAddr> {
         self.value(key, values::listen)
     }
 
+    #[inline(never)]
     pub(super) fn duration(&mut self, key: &str) -> Option<Duration> {
         let Kind::Duration(least, most) = get(key).kind else { unreachable!("{key} is no duration") };
         self.value(key, |text| values::duration(text, least, most))
     }
 
+    #[inline(never)]
     pub(super) fn size(&mut self, key: &str) -> Option<u64> {
         let Kind::Size(least, most) = get(key).kind else { unreachable!("{key} is no size") };
         self.value(key, |text| values::size(text, least, most))
     }
 
+    #[inline(never)]
     pub(super) fn count(&mut self, key: &str) -> Option<usize> {
         let Kind::Count(least, most) = get(key).kind else { unreachable!("{key} is no number") };
         self.value(key, |text| values::count(text, least, most))
     }
 
+    #[inline(never)]
     pub(super) fn switch(&mut self, key: &str) -> Option<bool> {
         self.value(key, values::switch)
     }
 
+    #[inline(never)]
     pub(super) fn path(&mut self, key: &str) -> Option<PathBuf> {
         let written = self.sources.values.get(key)?;
         take(&mut self.problems, key, written, |text| path(text, &written.place))
@@ -98,16 +104,20 @@ pub(super) fn take<T>(
     written: &Written,
     parse: impl FnOnce(&str) -> Parsed<T>,
 ) -> Option<T> {
-    parse(&written.text)
-        .map_err(|refusal| {
-            let mut problem =
-                Problem::new(key, written.place.clone(), sentence(&refusal.what), refusal.remedy);
-            if !refusal.hide {
-                problem = problem.with_value(get(key), &written.text);
-            }
-            problems.push(problem);
-        })
-        .ok()
+    match parse(&written.text) {
+        Ok(value) => Some(value),
+        Err(refusal) => {
+            problems.push(refused(key, written, refusal));
+            None
+        }
+    }
+}
+
+/// Not inlined, as there are a hundred callers: that is 50 kB.
+#[inline(never)]
+fn refused(key: &str, written: &Written, refusal: Refusal) -> Problem {
+    let problem = Problem::new(key, written.place.clone(), sentence(&refusal.what), refusal.remedy);
+    if refusal.hide { problem } else { problem.with_value(get(key), &written.text) }
 }
 
 /// A path as it is meant: one that stands in a file is relative to that file, so that both can move together.
