@@ -115,14 +115,12 @@ def need(*programs):
 class Process:
     """One program and its children, started and ended here."""
 
-    def __init__(self, argv, port=None, env=None, wait=True, stderr=subprocess.DEVNULL):
+    def __init__(self, argv, port=None, env=None, stderr=subprocess.DEVNULL):
         self.started = time.monotonic()
         self.child = subprocess.Popen(
             argv, env=dict(os.environ, **(env or {})), stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
         )
         self.pid, self.port = self.child.pid, port
-        if wait:
-            answer(self, port)
 
     def tree(self):
         found, todo = [], [self.pid]
@@ -212,10 +210,14 @@ class Rig:
         os.chmod(self.folder, 0o755)
         self.token = token()
         self.running = []
-        self._certificates()
-        with open(self.path("big"), "wb") as big:
-            big.write(os.urandom(1 << 20) * 100)
-        self.upstream = self.start([which("nginx"), "-c", self._upstream()], PLAIN)
+        try:
+            self._certificates()
+            with open(self.path("big"), "wb") as big:
+                big.write(os.urandom(1 << 20) * 100)
+            self.upstream = self.start([which("nginx"), "-c", self._upstream()], PLAIN)
+        except BaseException:
+            self.stop()
+            raise
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -225,9 +227,12 @@ class Rig:
             file.write(text)
         return self.path(name)
 
-    def start(self, argv, port=None, **more):
+    def start(self, argv, port=None, wait=True, **more):
         process = Process(argv, port, **more)
+        # Before the wait: one that never answers is ended, too.
         self.running.append(process)
+        if wait:
+            answer(process, port)
         return process
 
     def stop(self):
