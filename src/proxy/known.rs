@@ -1,8 +1,9 @@
 //! What is known of paths that were called before: [`Known`] remembers how the table reads a path, and that an account may
 //! call it. An app calls the same few paths again and again, and both are the same for all the life of a worker.
 //!
-//! Nothing is remembered of a call that was refused, so whoever tries many paths learns and fills nothing; and a path that
-//! takes another one's place costs that one what the first call did.
+//! SECURITY: that a call is allowed is remembered only where it was asked and said, for one account and method. Of any other
+//! call no more is known than how its path is read, in one of a fixed number of places; a path that takes another one's
+//! place costs that one what the first call did.
 
 use std::cell::RefCell;
 

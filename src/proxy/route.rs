@@ -53,6 +53,11 @@ pub struct SecretForm {
 }
 
 impl Action {
+    /// Whether the call goes nowhere, so that there is nothing to allow.
+    fn is_answered_here(self) -> bool {
+        matches!(self, Self::AnswerToken | Self::AnswerUnknownAppid)
+    }
+
     /// Whether the call carries our token, so that WeChat may refuse it.
     #[must_use]
     pub fn carries_token(self) -> bool {
@@ -242,8 +247,9 @@ impl Routes {
             action = Action::AnswerUnknownAppid;
         }
         let route = Route { account, action, target, client };
-        // What a client's key allows is asked every time.
-        if route.client.is_some() {
+        // SECURITY: what a client's key allows is asked every time; and what is answered here was not asked at all, so that
+        // nothing is known by it of the next call of this path, which may go out.
+        if route.client.is_some() || route.action.is_answered_here() {
             route.check_read(method, is_plain)?;
         } else if !self.known.is_allowed(known, method, account.appid()) {
             route.check_read(method, is_plain)?;
@@ -338,7 +344,7 @@ impl Route<'_> {
 
     /// The same, when it is known whether the path has other readings than itself.
     fn check_read(&self, method: &Method, is_plain: bool) -> Result<(), Failure> {
-        if matches!(self.action, Action::AnswerToken | Action::AnswerUnknownAppid) {
+        if self.action.is_answered_here() {
             return Ok(());
         }
         let (policy, path) = (&self.account.terms().policy, self.target.path());

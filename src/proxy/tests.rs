@@ -5,7 +5,9 @@ use proptest::prelude::*;
 
 use super::route::{Action, Route, Routes};
 use super::{credential, inject};
-use crate::account;
+use crate::account::{self, Terms};
+use crate::error::Cause;
+use crate::policy::{Policy, Rule};
 use crate::token::Token;
 
 use std::time::Duration;
@@ -279,6 +281,58 @@ proptest! {
         if !appid.contains("_not-a-") && !other.contains("access_token") {
             let route = routes.find(&Method::GET, &uri).unwrap();
             prop_assert_eq!(route.account.appid().as_str(), &*appid);
+        }
+    }
+}
+
+/// Two accounts that may not do the same.
+fn with_a_deny() -> Routes {
+    let deny =
+        |list: &str| Policy::new(Rule::parse_list("default, /x/Y").unwrap(), Rule::parse_list(list).unwrap());
+    let on = |appid: &str, list: &str| {
+        account::idle(appid, "12345678").on(Terms { policy: deny(list), ..Terms::default() })
+    };
+    Routes::new(vec![
+        on(OURS, "/sns/jscode2session, POST /cgi-bin/a"),
+        on("wx2222222222222222", "/cgi-bin/b"),
+    ])
+}
+
+#[test]
+fn a_call_that_is_answered_here_opens_no_path_that_is_denied() {
+    let routes = with_a_deny();
+    let find = |target: &str| {
+        let found = routes.find(&Method::GET, &Uri::try_from(target).unwrap());
+        found.map(|route| route.action).map_err(|failure| failure.cause)
+    };
+    assert_eq!(find("/sns/jscode2session?appid=wx9999999999999999"), Ok(Action::AnswerUnknownAppid));
+    assert_eq!(find(&format!("/sns/jscode2session?appid={OURS}")), Err(Cause::NotAllowed));
+}
+
+proptest! {
+    #[test]
+    fn what_was_called_before_decides_nothing(
+        calls in proptest::collection::vec((0..3_usize, 0..10_usize, 0..6_usize), 1..40),
+    ) {
+        let methods = [Method::GET, Method::POST, "post".parse().unwrap()];
+        let paths = [
+            "/cgi-bin/a", "/cgi-bin/b", "/cgi-bin/A", "/sns/jscode2session", "/sns/userinfo", "/cgi-bin/token",
+            "/cgi-bin/%61", "/cgi-bin/b/../a", "/x/Y", "/other/a",
+        ];
+        let queries = [
+            String::new(), format!("?appid={OURS}"), "?appid=wx9999999999999999".to_owned(),
+            "?appid=wx2222222222222222".to_owned(), "?component_access_token=c".to_owned(),
+            format!("?access_token={}", account::idle("wx2222222222222222", "12345678").placeholder()),
+        ];
+        let one_after_another = with_a_deny();
+        for (method, path, query) in calls {
+            let target = format!("{}{}", paths[path], queries[query]);
+            let uri = Uri::try_from(target.as_str()).unwrap();
+            let told = |routes: &Routes| {
+                let found = routes.find(&methods[method], &uri);
+                found.map(|route| (route.action, route.account.appid().clone())).map_err(|failure| failure.message)
+            };
+            prop_assert_eq!(told(&one_after_another), told(&with_a_deny()), "{} {}", methods[method], target);
         }
     }
 }
