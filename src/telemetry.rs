@@ -156,16 +156,18 @@ where
     W: for<'w> MakeWriter<'w> + Clone + Send + Sync + 'static,
     T: FormatTime + Send + Sync + 'static,
 {
-    let registry = tracing_subscriber::registry()
-        .with(parse_filter(&config.filter)?)
-        .with(Repeats::default())
-        .with(AccessLog::new(config.format, colour, writer.clone()));
+    let registry =
+        tracing_subscriber::registry().with(parse_filter(&config.filter)?).with(Repeats::default());
+    // Outermost, where it is found first.
+    let calls = AccessLog::new(config.format, colour, writer.clone());
     let lines = tracing_subscriber::fmt::layer().with_timer(clock).with_writer(writer);
     Ok(match config.format {
-        Format::Text => Dispatch::new(registry.with(lines.with_ansi(colour))),
+        Format::Text => Dispatch::new(registry.with(lines.with_ansi(colour)).with(calls)),
         // Flat: a field stands beside `message`, where log collectors look for it.
         Format::Json => Dispatch::new(
-            registry.with(lines.json().flatten_event(true).with_current_span(false).with_span_list(false)),
+            registry
+                .with(lines.json().flatten_event(true).with_current_span(false).with_span_list(false))
+                .with(calls),
         ),
     })
 }
