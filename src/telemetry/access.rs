@@ -341,12 +341,17 @@ impl Page {
 
     fn quoted(&mut self, words: &Words, string: &str) {
         if is_plain(string) {
-            self.line.push(b'"');
-            self.text(string);
-            self.line.push(b'"');
+            self.in_quotes(string);
         } else {
             self.escaped(words, string);
         }
+    }
+
+    #[inline]
+    fn in_quotes(&mut self, plain: &str) {
+        self.line.push(b'"');
+        self.text(plain);
+        self.line.push(b'"');
     }
 
     #[cold]
@@ -362,7 +367,7 @@ impl Page {
     fn path(&mut self, words: &Words, path: &str) {
         self.word(&words.path);
         match (words.json, is_plain(path)) {
-            (true, true) => self.quoted(words, path),
+            (true, true) => self.in_quotes(path),
             (true, false) => self.quoted(words, &path.escape_default().to_string()),
             (false, true) => self.text(path),
             (false, false) => drop(write!(self.line, "{}", path.escape_default())),
