@@ -46,7 +46,7 @@ enum Step {
     Parameters,
     LowerCase,
     TrailingSlash,
-    CutAtNul,
+    CutAtEnd,
     TrimSpaces,
 }
 
@@ -59,7 +59,7 @@ impl Step {
         Self::Parameters,
         Self::LowerCase,
         Self::TrailingSlash,
-        Self::CutAtNul,
+        Self::CutAtEnd,
         Self::TrimSpaces,
     ];
 
@@ -95,7 +95,7 @@ impl Step {
                 "" => "/".to_owned(),
                 rest => rest.to_owned(),
             },
-            Self::CutAtNul => path.split('\0').next().unwrap().to_owned(),
+            Self::CutAtEnd => path.split(['\0', '?', '#']).next().unwrap().to_owned(),
             Self::TrimSpaces => path
                 .split('/')
                 .map(|s| s.trim_matches(|c: char| c.is_whitespace() || c.is_control()))
@@ -138,6 +138,8 @@ fn tricky() -> impl Strategy<Value = String> {
             ";",
             ";a=b",
             "%00",
+            "%3f",
+            "%23",
             "%20",
             "%09",
             "%25",

@@ -408,7 +408,7 @@ fn now() -> SystemTime {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::{Arc, Mutex};
 
     use proptest::prelude::*;
@@ -485,7 +485,8 @@ mod tests {
     static SHAPES: [(&Words, Format, bool); 3] =
         [(&PLAIN, Format::Text, false), (&COLOUR, Format::Text, true), (&JSON, Format::Json, false)];
 
-    fn plain() -> Entry<'static> {
+    /// The line of a call like most.
+    pub(in crate::telemetry) fn plain() -> Entry<'static> {
         Entry {
             account: "wx0123456789abcdef",
             client: None,

@@ -1,7 +1,8 @@
 //! No line repeats itself thousands of times: [`Repeats`] lets each place in the code log so many lines in a row, and
 //! then so many a minute. What it left out is counted, for the metrics.
 //!
-//! The access log is exempt, one line a call is what it is for; so is what was asked for at debug and below.
+//! What was asked for at debug and below is exempt; and the access log, one line a call, does not come by here
+//! ([`access`](super::access)).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +14,6 @@ use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
-
-use super::ACCESS;
 
 /// Lines in a row. More than the accounts of most sidecars, each of which says a few things at the start.
 const BURST: u32 = 200;
@@ -62,7 +61,7 @@ impl Bucket {
 impl<S: Subscriber> Layer<S> for Repeats {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let line = event.metadata();
-        if line.target() == ACCESS || *line.level() > Level::INFO {
+        if *line.level() > Level::INFO {
             return true;
         }
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,8 +79,8 @@ impl<S: Subscriber> Layer<S> for Repeats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::Format;
     use crate::telemetry::tests::Lines;
+    use crate::telemetry::{Format, access};
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_of_one_line_is_a_few_and_drowns_no_other() {
@@ -91,13 +90,13 @@ mod tests {
         let before = left_out();
         for _ in 0..5000 {
             storm();
-            tracing::info!(target: ACCESS, "a call");
+            access::write(&access::tests::plain());
             tracing::debug!("asked for");
         }
         tracing::warn!("another");
         let count = |words: &str| lines.text().lines().filter(|line| line.contains(words)).count();
         assert_eq!(count("a storm"), BURST as usize);
-        assert_eq!((count("a call"), count("asked for"), count("another")), (5000, 5000, 1));
+        assert_eq!((count("access: call"), count("asked for"), count("another")), (5000, 5000, 1));
         assert!(left_out() - before >= 5000 - u64::from(BURST));
         tokio::time::advance(REFILL * 3).await;
         for _ in 0..10 {
