@@ -29,6 +29,9 @@ use histogram::{Histogram, OWN_BOUNDS, TIME_BOUNDS};
 /// The account of a call that never got one: bad input, or a host that is not WeChat's.
 pub const NO_ACCOUNT: &str = "none";
 
+/// What WeChat says of an API that is called too often, in a day or in a minute.
+const WECHAT_LIMITS: [i64; 2] = [45009, 45011];
+
 /// Everything the workers count.
 #[derive(Clone, Debug)]
 pub struct Hub(Arc<Inner>);
@@ -112,7 +115,10 @@ impl Hub {
     #[must_use]
     pub fn troubles(&self) -> Vec<Trouble> {
         let workers = self.0.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        workers.iter().flat_map(|worker| worker.troubles.recent()).collect()
+        workers
+            .iter()
+            .flat_map(|worker| [worker.troubles.recent(), worker.limits.recent()].concat())
+            .collect()
     }
 }
 
@@ -208,6 +214,25 @@ impl Tally {
         add(&self.counters.closed);
     }
 
+    /// WeChat said that an API is called too often: 45009, or 45011 (`wechat-api.md` 6). Keeps it for people to read,
+    /// each API by itself, and gives the sentence if it is worth a log line now.
+    pub fn wechat_limit(&self, errcode: i64, account: usize, api: impl FnOnce() -> String) -> Option<String> {
+        if !WECHAT_LIMITS.contains(&errcode) {
+            return None;
+        }
+        let api = api();
+        let sentence = match errcode {
+            45009 => format!(
+                "WeChat refused {api} with 45009: the quota of this API is used up, for the day, or for the minute where it has such a one. Call it less often; openapi/quota/get tells the quota, and the WeChat console can clear it"
+            ),
+            _ => format!(
+                "WeChat refused {api} with 45011: it is called too often within a minute. Spread the calls, for example with a limit in rates"
+            ),
+        };
+        let told = self.counters.limits.tell_of("wechat-limit", self.accounts.get(account), &api, &sentence);
+        told.then_some(sentence)
+    }
+
     /// Keeps a failure for people to read. Says whether this cause is worth a log line now: a failure that goes on
     /// is, once a minute.
     pub fn trouble(&self, cause: Cause, account: usize, sentence: &str) -> bool {
@@ -227,6 +252,8 @@ struct Counters {
     token_wait: Histogram,
     own: Histogram,
     troubles: Troubles,
+    /// Apart, so that an app that runs into many limits leaves the other errors their room.
+    limits: Troubles,
 }
 
 impl Counters {
@@ -243,6 +270,7 @@ impl Counters {
             token_wait: Histogram::new(&TIME_BOUNDS),
             own: Histogram::new(&OWN_BOUNDS),
             troubles: Troubles::default(),
+            limits: Troubles::default(),
         }
     }
 }

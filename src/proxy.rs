@@ -178,7 +178,7 @@ impl Proxy {
             self.routes.check_host(&head.uri, &head.headers)?;
         }
         let mut route = self.routes.find_for(&head.method, &head.uri, &head.headers)?;
-        record.route(route.account.appid(), route.action);
+        record.route(&route, &head.method);
         record.client(route.client.as_ref());
         match route.action {
             Action::AnswerToken => {
@@ -210,7 +210,7 @@ impl Proxy {
                 match credential::into_body(&self.routes, &mut route, &body)? {
                     Some(body) => {
                         // It may have named another account of ours, on other terms.
-                        record.route(route.account.appid(), route.action);
+                        record.route(&route, &head.method);
                         route.check(&head.method)?;
                         if route.account.appid() != before {
                             record.place = None;

@@ -240,10 +240,13 @@ pub struct LastRefresh {
 /// An error in words.
 #[derive(Clone, Debug, Serialize)]
 pub struct Told {
-    /// A cause of the sidecar's, or `token`, `store`, `secret`, `foreign-rotation`.
+    /// A cause of the sidecar's, or `token`, `store`, `secret`, `foreign-rotation`, `wechat-limit`.
     pub kind: &'static str,
     /// Whose.
     pub account: Option<String>,
+    /// The API it concerns, where it concerns one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subject: String,
     /// What happened, what it means, what to do.
     pub sentence: String,
     /// How often.
@@ -312,14 +315,15 @@ fn newest(mut troubles: Vec<Trouble>) -> Vec<Told> {
     let mut told: Vec<Told> = Vec::new();
     for trouble in troubles {
         let account = trouble.account.map(|appid| appid.as_str().to_owned());
-        if let Some(known) =
-            told.iter_mut().find(|known| known.kind == trouble.kind && known.account == account)
-        {
+        if let Some(known) = told.iter_mut().find(|known| {
+            known.kind == trouble.kind && known.account == account && known.subject == trouble.subject
+        }) {
             known.times += trouble.times;
         } else if told.len() < MOST_ERRORS {
             told.push(Told {
                 kind: trouble.kind,
                 account,
+                subject: trouble.subject,
                 sentence: trouble.sentence,
                 times: trouble.times,
                 seconds_ago: trouble.at.elapsed().as_secs(),

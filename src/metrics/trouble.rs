@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::credentials::AppId;
 
-/// Errors that are remembered; each kind and account counts once.
+/// Errors that are remembered; each kind, account and subject counts once.
 const MOST: usize = 24;
 
 /// The longest sentence that is kept, in characters.
@@ -27,6 +27,8 @@ pub struct Trouble {
     pub kind: &'static str,
     /// Whose, if anyone's.
     pub account: Option<AppId>,
+    /// What it concerns, where one kind has several: the API whose quota is used up. Empty otherwise.
+    pub subject: String,
     /// What happened, what it means, what to do; as it was the last time.
     pub sentence: String,
     /// How often since the process began.
@@ -43,18 +45,32 @@ pub struct Troubles(Mutex<VecDeque<Trouble>>);
 impl Troubles {
     /// Keeps an error. Says whether it is worth a log line: the first of its kind, and then once a minute.
     pub fn tell(&self, kind: &'static str, account: Option<&AppId>, sentence: &str) -> bool {
+        self.tell_of(kind, account, "", sentence)
+    }
+
+    /// The same for one of several things that this kind of error may concern; each counts by itself.
+    pub fn tell_of(
+        &self,
+        kind: &'static str,
+        account: Option<&AppId>,
+        subject: &str,
+        sentence: &str,
+    ) -> bool {
         let mut ring = match self.0.try_lock() {
             Ok(ring) => ring,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return false,
         };
         let now = Instant::now();
-        let before = ring.iter().position(|known| known.kind == kind && known.account.as_ref() == account);
+        let before = ring.iter().position(|known| {
+            known.kind == kind && known.account.as_ref() == account && known.subject == subject
+        });
         let mut trouble = match before.and_then(|at| ring.remove(at)) {
             Some(known) => known,
             None => Trouble {
                 kind,
                 account: account.cloned(),
+                subject: subject.to_owned(),
                 sentence: String::new(),
                 times: 0,
                 at: now,

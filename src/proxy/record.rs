@@ -18,8 +18,10 @@ use crate::credentials::AppId;
 use crate::error::{Cause, Failure};
 use crate::metrics::labels::{Action, Outcome, REFUSALS};
 use crate::metrics::{Ended, Tally};
+use crate::policy::shown;
 use crate::proxy::admission::Place;
-use crate::proxy::{inject, route, told};
+use crate::proxy::route::{self, Route};
+use crate::proxy::{inject, told};
 use crate::telemetry::ACCESS;
 use crate::telemetry::access;
 #[cfg(feature = "otel")]
@@ -44,6 +46,8 @@ pub struct Record {
     pub refused: Option<i64>,
     account: usize,
     action: Action,
+    /// The call as it goes to WeChat, for naming its API.
+    called: Option<(Method, PathAndQuery)>,
     /// What the reply says that the app gets.
     errcode: Option<i64>,
     looked: bool,
@@ -100,6 +104,7 @@ impl Record {
             refused: None,
             account: tally.no_account(),
             action: Action::None,
+            called: None,
             errcode: None,
             looked: false,
             place: None,
@@ -117,9 +122,11 @@ impl Record {
     }
 
     /// Whose call it is, and what it wants.
-    pub fn route(&mut self, appid: &AppId, action: route::Action) {
+    pub fn route(&mut self, route: &Route<'_>, method: &Method) {
+        let appid = route.account.appid();
         self.account = self.tally.account(appid);
-        self.action = match action {
+        self.called = Some((method.clone(), route.target.clone()));
+        self.action = match route.action {
             route::Action::AppendToken => Action::AppendToken,
             route::Action::AppendSecret(_) => Action::AppendSecret,
             route::Action::KeepUserToken => Action::KeepUserToken,
@@ -163,10 +170,18 @@ impl Record {
             return;
         }
         self.errcode = told::errcode(piece);
-        if self.errcode.is_some_and(|code| code != 0)
-            && let Some(line) = &mut self.line
-        {
+        let Some(errcode) = self.errcode.filter(|&code| code != 0) else { return };
+        if let Some(line) = &mut self.line {
             line.rid = told::rid(piece).map(str::to_owned);
+        }
+        // What is answered here has nothing of WeChat's in it, and our own 45011 is told by its cause.
+        if self.cause.is_none()
+            && let Some((method, target)) = &self.called
+        {
+            let api = || format!("{method} {}", shown(target.path()));
+            if let Some(sentence) = self.tally.wechat_limit(errcode, self.account, api) {
+                tracing::warn!(account = self.tally.name(self.account), "{sentence}");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use http::{Method, Request};
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use wechat_sidecar::sim::{DEFAULT_SECRET, FetchFailure};
+use wechat_sidecar::sim::{Canned, DEFAULT_SECRET, FetchFailure};
 
 use crate::wechat_process::Process;
 use crate::wechat_rig::{APPID, App, Rig, SEND, Wechat, until, within};
@@ -196,6 +196,52 @@ async fn the_status_says_how_it_stands_and_hides_the_secret() {
     assert!(error["sentence"].as_str().unwrap().contains("IP whitelist"), "{error}");
     assert!(
         status["history"]["minutes"].as_array().unwrap().last().unwrap()["refusals"].as_u64().unwrap() >= 1
+    );
+}
+
+#[tokio::test]
+async fn a_limit_of_wechats_is_counted_and_shown_with_the_api_it_concerns() {
+    let rig = Rig::plain(&[]).await;
+    let said = |errcode: u32| Canned {
+        body: format!(
+            r#"{{"errcode":{errcode},"errmsg":"reach the limit rid: 62c66213-76542f8c-06b14179"}}"#
+        ),
+        ..Canned::default()
+    };
+    rig.sim.fail_calls(SEND, said(45011), 2);
+    rig.sim.fail_calls("/cgi-bin/user/get", said(45009), 1);
+    for _ in 0..2 {
+        assert_eq!(rig.app.message("-").await.errcode(), 45011, "the app gets WeChat's words");
+    }
+    assert_eq!(rig.app.get("/cgi-bin/user/get?next_openid=secret-openid").await.errcode(), 45009);
+    // Not of WeChat's limits.
+    rig.sim.fail_calls("/cgi-bin/menu/get", said(46003), 1);
+    assert_eq!(rig.app.get("/cgi-bin/menu/get").await.errcode(), 46003);
+
+    let status = rig.app.admin("/status").await.json();
+    let told: BTreeMap<_, _> = status["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| (error["subject"].as_str().unwrap_or_default(), error))
+        .collect();
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), ["GET /cgi-bin/user/get", &format!("POST {SEND}")]);
+    let minute = told[&format!("POST {SEND}")[..]];
+    assert_eq!(
+        (&minute["kind"], &minute["account"], &minute["times"]),
+        (&"wechat-limit".into(), &APPID.into(), &2.into())
+    );
+    let sentence = minute["sentence"].as_str().unwrap();
+    assert!(
+        sentence.contains("45011") && sentence.contains(SEND) && sentence.contains("rates"),
+        "{sentence}"
+    );
+    let day = told["GET /cgi-bin/user/get"]["sentence"].as_str().unwrap();
+    assert!(day.contains("45009") && !status.to_string().contains("secret-openid"), "{day}");
+    let metrics = metrics(&rig.app).await;
+    assert_eq!(
+        (metrics[&calls("wechat-error", "45011")], metrics[&calls("wechat-error", "45009")]),
+        (2.0, 1.0)
     );
 }
 
