@@ -299,8 +299,9 @@ impl App {
                 head_timeout: config.server.head_timeout,
                 keep_alive: config.server.keep_alive,
             };
-            let (phase, tally) = (watching.clone(), hub.tally());
+            let (phase, tally, tasks) = (watching.clone(), hub.tally(), hub.clone());
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
+                tasks.runtime();
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
                 let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, capacity, tally));
                 let sweeping = Rc::clone(&proxy);
@@ -332,6 +333,7 @@ impl App {
         let (used, limit) = (budget, config.proxy.replay_budget);
         let keyring = config.proxy.keyring.clone();
         let control = thread("control".to_owned(), ended, move || async move {
+            hub.runtime();
             for redis in redis {
                 tokio::task::spawn_local(redis.run());
             }

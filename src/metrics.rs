@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::RuntimeMetrics;
 use tokio::time::Instant;
 
 use crate::credentials::AppId;
@@ -41,6 +42,7 @@ struct Inner {
     accounts: Arc<[AppId]>,
     started: Instant,
     workers: Mutex<Vec<Arc<Counters>>>,
+    runtimes: Mutex<Vec<RuntimeMetrics>>,
 }
 
 impl Hub {
@@ -53,6 +55,7 @@ impl Hub {
             accounts: accounts.into(),
             started: Instant::now(),
             workers: Mutex::new(Vec::new()),
+            runtimes: Mutex::new(Vec::new()),
         }))
     }
 
@@ -68,6 +71,19 @@ impl Hub {
     #[must_use]
     pub fn uptime(&self) -> Duration {
         self.0.started.elapsed()
+    }
+
+    /// Counts the tasks of the runtime this is called on, too.
+    pub fn runtime(&self) {
+        let runtime = tokio::runtime::Handle::current().metrics();
+        self.0.runtimes.lock().unwrap_or_else(PoisonError::into_inner).push(runtime);
+    }
+
+    /// Tasks that are alive: some for each thread, and one for each connection.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        let runtimes = self.0.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        runtimes.iter().map(RuntimeMetrics::num_alive_tasks).sum()
     }
 
     /// How many workers there are.

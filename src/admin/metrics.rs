@@ -28,6 +28,7 @@ pub fn exposition(overview: &Overview) -> String {
         snapshot: overview.snapshot(),
         counted,
         usage: Usage::read(),
+        tasks: overview.hub().tasks(),
         lines_left_out: telemetry::left_out(),
     };
     let mut registry = Registry::default();
@@ -46,6 +47,7 @@ struct Read {
     /// Of the accounts, in the snapshot's order.
     counted: Vec<Counted>,
     usage: Option<Usage>,
+    tasks: usize,
     lines_left_out: u64,
 }
 
@@ -201,6 +203,12 @@ impl Read {
             "What they may keep together (replay_budget)",
             Some(&Unit::Bytes),
             snapshot.replay_budget.limit_bytes,
+        )?;
+        out.gauge(
+            "wechat_sidecar_tasks",
+            "Tasks that are alive: some for each thread, and one for each connection",
+            None,
+            self.tasks as u64,
         )?;
         out.gauge(
             "wechat_sidecar_stopping",

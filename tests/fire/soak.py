@@ -24,7 +24,7 @@ WARM = 0.3
 
 # What is sampled each second, and how much more of it the last third after the warm-up may have than the first: a
 # part, and a number. Connections come and go with the apps; threads do not.
-CURVES = [("open files", 0.1, 10), ("threads", 0, 0), ("connections of apps", 0.1, 10), ("memory (KiB)", 0.1, 4 << 10)]
+CURVES = [("open files", 0.1, 10), ("threads", 0, 0), ("connections of apps", 0.1, 10), ("tasks", 0.1, 10), ("memory (KiB)", 0.1, 4 << 10)]
 
 FORM = (b'--b\r\nContent-Disposition: form-data; name="media"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
         + bytes(range(256)) * 400 + b"\r\n--b--\r\n")
@@ -116,7 +116,7 @@ def metric(sidecar, name, labels=""):
 
 def sample(sidecar):
     files, threads, memory = sidecar.cost()
-    return files, threads, metric(sidecar, "connections_open"), memory
+    return files, threads, metric(sidecar, "connections_open"), metric(sidecar, "tasks"), memory
 
 
 def flat(values, part, number):
@@ -211,6 +211,7 @@ def main():
             first, last, is_flat = flat(values, part, spare)
             print("     %s: %d at first, %d at last, at most %d" % (name, first, last, max(values)))
             check("soak: %s: flat" % name, is_flat, "%d" % first, "%d" % last)
+        check("soak: each connection has a task", all(tasks >= apps > 0 for _, _, _, apps, tasks, _ in samples[10:]), "at least", samples[-1])
         equal("soak: nothing is held when the apps have left", until_nothing_is_held(sidecar),
               {"connections_open": 0, "replay_budget_used_bytes": 0})
         check("soak: a death of the token is a fetch or two", 1 <= fetches <= 2 * (second // 3) + 2, second // 3, fetches)
