@@ -31,7 +31,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -178,7 +178,7 @@ impl Proxy {
             self.routes.check_host(&head.uri, &head.headers)?;
         }
         let mut route = self.routes.find_for(&head.method, &head.uri, &head.headers)?;
-        record.route(&route, &head.method);
+        record.route(route.account.appid(), route.action);
         record.client(route.client.as_ref());
         match route.action {
             Action::AnswerToken => {
@@ -210,7 +210,7 @@ impl Proxy {
                 match credential::into_body(&self.routes, &mut route, &body)? {
                     Some(body) => {
                         // It may have named another account of ours, on other terms.
-                        record.route(&route, &head.method);
+                        record.route(route.account.appid(), route.action);
                         route.check(&head.method)?;
                         if route.account.appid() != before {
                             record.place = None;
@@ -233,13 +233,13 @@ impl Proxy {
         let mut reply = self.forward(&call, &target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
-        let Some(token) = token else { return Ok(answered(reply, &route, record)) };
+        let Some(token) = token else { return Ok(answered(reply, &route, &head.method, record)) };
         let refused = match self.inspect(&route, &mut reply, record).await? {
             Verdict::Refused(errcode) => errcode,
             Verdict::Clean | Verdict::Undecided => {
                 self.accepted(&route, &token, &reply);
                 call.let_go();
-                return Ok(answered(reply, &route, record));
+                return Ok(answered(reply, &route, &head.method, record));
             }
         };
         record.refused = Some(refused);
@@ -254,17 +254,17 @@ impl Proxy {
             Refresh::Another(fresh) | Refresh::Same(fresh) => fresh,
             Refresh::No(why) => {
                 tracing::debug!(errcode = refused, "a refused call goes back as it came: {why}");
-                return Ok(answered(reply, &route, record));
+                return Ok(answered(reply, &route, &head.method, record));
             }
         };
 
         // replay: once, the very same bytes. Whatever comes back goes to the app.
         if !call.is_kept() {
-            return Ok(answered(reply, &route, record));
+            return Ok(answered(reply, &route, &head.method, record));
         }
         reply.body.end_upload();
         if !Box::pin(call.again()).await {
-            return Ok(answered(reply, &route, record));
+            return Ok(answered(reply, &route, &head.method, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
         match Box::pin(self.forward(&call, &target, record)).await {
@@ -273,10 +273,10 @@ impl Proxy {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
                     Verdict::Clean | Verdict::Undecided => self.accepted(&route, &fresh, &second),
                 }
-                Ok(answered(second, &route, record))
+                Ok(answered(second, &route, &head.method, record))
             }
             // WeChat saw it just once, so the app gets what WeChat said.
-            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, &route, record)),
+            Err(NotAnswered { sent: false, .. }) => Ok(answered(reply, &route, &head.method, record)),
             // It may have taken effect: the refusal would be a lie, and the app's own retry a second message.
             Err(NotAnswered { failure, .. }) => Err(failure),
         }
@@ -375,7 +375,8 @@ impl Proxy {
 }
 
 /// WeChat's reply, with what it may echo of the account's credentials still to be masked.
-fn answered(mut reply: Reply, route: &Route<'_>, record: &Record) -> Answer {
+fn answered(mut reply: Reply, route: &Route<'_>, method: &Method, record: &mut Record) -> Answer {
+    record.wechats(reply.body.begins(), method, route.target.path());
     if record.attempts > 1 {
         reply.head.set(ATTEMPTS_HEADER.as_str(), &record.attempts.to_string());
     }

@@ -157,7 +157,7 @@ impl Call {
     }
 
     fn new(head: &mut request::Parts, body: Held, heading: Heading<'_>) -> Self {
-        let (method, headers) = (std::mem::take(&mut head.method), std::mem::take(&mut head.headers));
+        let (method, headers) = (head.method.clone(), std::mem::take(&mut head.headers));
         // WeChat wants a length (412 without), and a POST without a body has one: zero.
         let bare = matches!(method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
         let length = body.length();

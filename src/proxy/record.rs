@@ -20,8 +20,7 @@ use crate::metrics::labels::{Action, Outcome, REFUSALS};
 use crate::metrics::{Ended, Tally};
 use crate::policy::shown;
 use crate::proxy::admission::Place;
-use crate::proxy::route::{self, Route};
-use crate::proxy::{inject, told};
+use crate::proxy::{inject, route, told};
 use crate::telemetry::ACCESS;
 use crate::telemetry::access;
 #[cfg(feature = "otel")]
@@ -46,8 +45,6 @@ pub struct Record {
     pub refused: Option<i64>,
     account: usize,
     action: Action,
-    /// The call as it goes to WeChat, for naming its API.
-    called: Option<(Method, PathAndQuery)>,
     /// What the reply says that the app gets.
     errcode: Option<i64>,
     looked: bool,
@@ -104,7 +101,6 @@ impl Record {
             refused: None,
             account: tally.no_account(),
             action: Action::None,
-            called: None,
             errcode: None,
             looked: false,
             place: None,
@@ -122,11 +118,9 @@ impl Record {
     }
 
     /// Whose call it is, and what it wants.
-    pub fn route(&mut self, route: &Route<'_>, method: &Method) {
-        let appid = route.account.appid();
+    pub fn route(&mut self, appid: &AppId, action: route::Action) {
         self.account = self.tally.account(appid);
-        self.called = Some((method.clone(), route.target.clone()));
-        self.action = match route.action {
+        self.action = match action {
             route::Action::AppendToken => Action::AppendToken,
             route::Action::AppendSecret(_) => Action::AppendSecret,
             route::Action::KeepUserToken => Action::KeepUserToken,
@@ -170,18 +164,25 @@ impl Record {
             return;
         }
         self.errcode = told::errcode(piece);
-        let Some(errcode) = self.errcode.filter(|&code| code != 0) else { return };
-        if let Some(line) = &mut self.line {
+        if self.errcode.is_some_and(|code| code != 0)
+            && let Some(line) = &mut self.line
+        {
             line.rid = told::rid(piece).map(str::to_owned);
         }
-        // What is answered here has nothing of WeChat's in it, and our own 45011 is told by its cause.
-        if self.cause.is_none()
-            && let Some((method, target)) = &self.called
+    }
+
+    /// WeChat's answer is here, as far as it was looked at: `begins` is its first piece, which will be passed on. If it
+    /// says that the API is called too often, that is told with the API's name.
+    pub fn wechats(&mut self, begins: &[u8], method: &Method, path: &str) {
+        if begins.is_empty() {
+            return;
+        }
+        self.passed(begins);
+        let api = || format!("{method} {}", shown(path));
+        if let Some(errcode) = self.errcode
+            && let Some(sentence) = self.tally.wechat_limit(errcode, self.account, api)
         {
-            let api = || format!("{method} {}", shown(target.path()));
-            if let Some(sentence) = self.tally.wechat_limit(errcode, self.account, api) {
-                tracing::warn!(account = self.tally.name(self.account), "{sentence}");
-            }
+            tracing::warn!(account = self.tally.name(self.account), "{sentence}");
         }
     }
 

@@ -474,6 +474,12 @@ impl ReplyBody {
         self.coming.as_ref().is_none_or(|coming| coming.rest.is_none())
     }
 
+    /// The piece that stands in front, if one is here.
+    #[must_use]
+    pub fn begins(&self) -> &[u8] {
+        &self.first
+    }
+
     /// All that was looked at so far.
     #[must_use]
     pub fn looked_at(&self) -> Vec<u8> {
