@@ -1,7 +1,10 @@
 //! What bytes are to HTTP/1.1, and how the first of a kind is found fast. Pure.
 //!
 //! The guard before hyper and the client toward WeChat read heads by these. Nearly every head is of [`plain_line`]s,
-//! and is read with them alone; whatever is not goes a slower way, which knows the rest of the grammar.
+//! and is read with them alone; whatever is not goes a slower way, which knows the rest of the grammar. Sixteen bytes are
+//! looked at together, by `wide`, which has the vector instructions of each processor without unsafe code of ours.
+
+use wide::u8x16;
 
 /// What no field value may hold; a tab it may.
 #[must_use]
@@ -30,41 +33,83 @@ const TOKEN: [bool; 256] = {
     table
 };
 
-/// A byte in each of the eight of a word.
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGHS: u64 = ONES * 0x80;
+/// How many bytes are looked at together.
+const BLOCK: usize = 16;
+
+/// The block that begins at `at`. Where fewer bytes are left, zeros follow them, which are part of nothing.
+#[inline]
+fn block(bytes: &[u8], at: usize) -> u8x16 {
+    let rest = &bytes[at..];
+    u8x16::from(rest.first_chunk().copied().unwrap_or_else(|| {
+        let mut last = [0; BLOCK];
+        last[..rest.len()].copy_from_slice(rest);
+        last
+    }))
+}
+
+/// Which bytes of a block are between two.
+#[inline]
+fn between(block: u8x16, from: u8, to: u8) -> u8x16 {
+    let above = block - u8x16::splat(from);
+    above.simd_eq(above.min(u8x16::splat(to - from)))
+}
+
+/// A bit for each byte that is no letter, digit or `-`.
+#[inline]
+fn uncommon(block: u8x16) -> u32 {
+    let letter = between(block | u8x16::splat(0x20), b'a', b'z');
+    let digit = between(block, b'0', b'9');
+    !(letter | digit | block.simd_eq(u8x16::splat(b'-'))).to_bitmask()
+}
+
+/// A bit for each byte that is a control character, a tab included.
+#[inline]
+fn controls(block: u8x16) -> u32 {
+    (between(block, 0, 0x1f) | block.simd_eq(u8x16::splat(0x7f))).to_bitmask()
+}
+
+/// The place of the first byte from `at` on that has a bit in what `of` tells of its block. A zero must have one.
+#[inline]
+fn first(bytes: &[u8], mut at: usize, of: impl Fn(u8x16) -> u32) -> usize {
+    while at < bytes.len() {
+        let bits = of(block(bytes, at)) | 1 << BLOCK;
+        let passed = bits.trailing_zeros() as usize;
+        at += passed;
+        if passed < BLOCK {
+            return at;
+        }
+    }
+    bytes.len()
+}
 
 /// How many such characters there are at the beginning. Letters, digits and `-`, of which nearly every name is made,
-/// eight at a time.
+/// sixteen at a time.
 #[must_use]
 pub fn tokens(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(word) = word(bytes, at) {
-        let others = uncommon(word);
-        if others != 0 {
-            at += others.trailing_zeros() as usize / 8;
-            break;
-        }
-        at += 8;
-    }
+    further_tokens(bytes, first(bytes, 0, uncommon))
+}
+
+/// Where they end, if there is nothing else before `at`.
+#[inline]
+fn further_tokens(bytes: &[u8], mut at: usize) -> usize {
     while bytes.get(at).is_some_and(|&b| is_token(b)) {
         at += 1;
     }
     at
 }
 
-/// The eight bytes from there on, if there are as many.
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
+/// How many bytes there are before the first that no request target has: a space, a control character, `#`.
+#[must_use]
+pub fn target(bytes: &[u8]) -> usize {
+    first(bytes, 0, |block| {
+        controls(block) | (block.simd_eq(u8x16::splat(b' ')) | block.simd_eq(u8x16::splat(b'#'))).to_bitmask()
+    })
 }
 
-/// The high bit of each byte that is no letter, digit or `-`. With seven bits no sum reaches the next byte.
-fn uncommon(word: u64) -> u64 {
-    let (seven, lower) = (word & !HIGHS, (word | (ONES * 0x20)) & !HIGHS);
-    let letter = (lower + ONES * (0x80 - 0x61)) & !(lower + ONES * (0x7f - 0x7a));
-    let digit = (seven + ONES * (0x80 - 0x30)) & !(seven + ONES * (0x7f - 0x39));
-    let hyphen = !((seven ^ (ONES * 0x2d)) + ONES * 0x7f);
-    !((letter | digit | hyphen) & !word) & HIGHS
+/// How many bytes there are before the first control character, a tab included.
+#[must_use]
+pub fn printable(bytes: &[u8]) -> usize {
+    first(bytes, 0, controls)
 }
 
 /// A Content-Length as it is nearly always written; `None` for any other, sound or not.
@@ -82,25 +127,6 @@ pub fn plain_number(value: &[u8]) -> Option<u64> {
         number = number * 10 + u64::from(digit - b'0');
     }
     Some(number)
-}
-
-/// How many bytes there are before the first control character, a tab included: eight at a time.
-#[must_use]
-pub fn printable(bytes: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(word) = word(bytes, at) {
-        let delete = word ^ (ONES * 0x7f);
-        // The high bit of each byte that is below 0x20, or 0x7f. Above the first one a borrow may set others.
-        let hit = (word.wrapping_sub(ONES * 0x20) & !word | delete.wrapping_sub(ONES) & !delete) & HIGHS;
-        if hit != 0 {
-            return at + hit.trailing_zeros() as usize / 8;
-        }
-        at += 8;
-    }
-    while bytes.get(at).is_some_and(|&b| b >= b' ' && b != 0x7f) {
-        at += 1;
-    }
-    at
 }
 
 /// The place of the first byte that is looked for, or the end. In steps of 16 without a branch inside, which the
@@ -196,17 +222,22 @@ impl Line {
 #[must_use]
 pub fn plain_line(head: &[u8], from: usize) -> Option<(Line, &[u8], &[u8])> {
     let line = head.get(from..)?;
-    let length = tokens(line);
-    let (name, rest) = line.split_at_checked(length)?;
-    let [b':', rest @ ..] = rest else { return None };
-    let (value, rest) = rest.split_at_checked(printable(rest))?;
-    if name.is_empty() || !rest.starts_with(b"\r\n") {
+    // Its first bytes are looked at once for both: most names end among them, and many lines.
+    let begins = block(line, 0);
+    let common = (uncommon(begins) | 1 << BLOCK).trailing_zeros() as usize;
+    let colon = match line.get(common) {
+        Some(b':') => common,
+        _ => tokens(line),
+    };
+    let ended = controls(begins);
+    let end = if ended == 0 { first(line, BLOCK, controls) } else { ended.trailing_zeros() as usize };
+    let (name, value) = (line.get(..colon)?, line.get(colon + 1..end)?);
+    if name.is_empty() || line[colon] != b':' || !line[end..].starts_with(b"\r\n") {
         return None;
     }
     // All of it together is far below the 4 GiB of these numbers: a buffer has 64 KiB.
     let (field, at) = (Field::of(name), |n: usize| n as u32);
-    let to = from + length + 1 + value.len();
-    Some((Line { from: at(from), name: at(length), to: at(to), field }, name, value))
+    Some((Line { from: at(from), name: at(colon), to: at(from + end), field }, name, value))
 }
 
 /// The field lines of a head that was found sound, however odd it is. Its first line is none of them.
@@ -264,6 +295,7 @@ mod tests {
             for bytes in [&bytes, &long] {
                 prop_assert_eq!(tokens(bytes), slowly(|b| !is_token(b), bytes));
                 prop_assert_eq!(printable(bytes), slowly(|b| b < b' ' || b == 0x7f, bytes));
+                prop_assert_eq!(target(bytes), slowly(|b| b <= b' ' || b == b'#' || b == 0x7f, bytes));
                 prop_assert_eq!(find(bytes, is_control), slowly(is_control, bytes));
             }
         }
@@ -276,6 +308,7 @@ mod tests {
                 let mut bytes = [b'a'; 16];
                 bytes[place] = byte;
                 assert_eq!(tokens(&bytes), if is_token(byte) { 16 } else { place }, "{byte} at {place}");
+                assert_eq!(printable(&bytes), if byte == b'\t' || is_control(byte) { place } else { 16 });
             }
         }
     }

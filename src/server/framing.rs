@@ -355,7 +355,7 @@ impl Framing {
     fn plain_head(&mut self, bytes: &[u8]) -> Option<RawHead> {
         let method = tokens(bytes);
         let target = bytes.get(method + 1..).filter(|_| method > 0 && bytes[method] == b' ')?;
-        let length = find(target, |b| b <= b' ' || b == b'#' || b == 0x7f);
+        let length = syntax::target(target);
         let mut at = method + 1 + length;
         let http_11 = match bytes.get(at..at + 11)? {
             b" HTTP/1.1\r\n" if length > 0 => true,
@@ -412,7 +412,7 @@ impl Framing {
                 taken
             }
             State::Method => tokens(bytes),
-            State::Target => find(bytes, |b| b <= b' ' || b == b'#' || b == 0x7f),
+            State::Target => syntax::target(bytes),
             State::Name => {
                 let more = tokens(bytes);
                 let known = self.name_length.min(LONGEST_NAME);
