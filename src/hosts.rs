@@ -96,6 +96,12 @@ impl Hosts {
     }
 }
 
+/// A `Host` as text, if it may be one.
+#[must_use]
+pub fn text(host: &[u8]) -> Option<&str> {
+    host.is_ascii().then(|| std::str::from_utf8(host).ok())?
+}
+
 /// `host[:port]` as its two parts, an IPv6 address without its brackets. `None` for anything more or less, user info
 /// above all: `api.weixin.qq.com@evil.example` is meant for evil.example.
 #[must_use]

@@ -170,12 +170,13 @@ impl Proxy {
         record: &mut Record,
     ) -> Result<Answer, Failure> {
         // gate: whether to listen at all.
-        route::one_host(head.version, &head.headers)?;
-        self.gate.admit(head, !connection.is_tls())?;
+        let raw = connection.take_head();
+        let host = route::one_host(head.version, &raw)?;
+        self.gate.admit(head, host, !connection.is_tls())?;
 
         // route: whose credential, and where it goes.
         if connection.is_tls() {
-            self.routes.check_host(&head.uri, &head.headers)?;
+            self.routes.check_host(&head.uri, host)?;
         }
         let mut route = self.routes.find_for(&head.method, &head.uri, &head.headers)?;
         record.route(route.account.appid(), route.action);
@@ -198,7 +199,6 @@ impl Proxy {
         // hold: the body is kept while it goes out, or held whole if it has no length.
         // A refusal, or an echo of our credentials, in gzip or brotli would go unseen.
         let identity = route.action != Action::KeepUserToken;
-        let raw = connection.take_head();
         let came_at = record.started();
         let private = self.gate.private();
         let heading = Heading { raw: &raw, host: &self.host, private, identity, connection, came_at };

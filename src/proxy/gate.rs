@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 
 use crate::clients::KEY_HEADER;
 use crate::error::{Cause, Failure};
@@ -75,18 +75,21 @@ impl Gate {
     /// The headers by which it judges, and those that are for us alone.
     #[must_use]
     pub fn reads(&self) -> Vec<HeaderName> {
-        [&[header::HOST, header::ORIGIN, SEC_FETCH_SITE], self.private()].concat()
+        [&[header::ORIGIN, SEC_FETCH_SITE], self.private()].concat()
     }
 
-    /// Lets a request in. `in_clear` is false inside of TLS, where the certificate has settled the name.
+    /// Lets a request in that came by this `Host`. `in_clear` is false inside of TLS, where the certificate has settled the
+    /// name.
     ///
     /// # Errors
     /// It comes from a web page, by a name that is not ours, or without the header.
-    pub fn admit(&self, request: &Parts, in_clear: bool) -> Result<(), Failure> {
+    pub fn admit(&self, request: &Parts, host: Option<&[u8]>, in_clear: bool) -> Result<(), Failure> {
         let headers = &request.headers;
-        let from_a_page = headers.contains_key(header::ORIGIN)
+        // One by one: there are few, since hyper is given only those that are read, and to hash a name costs more.
+        let from_a_page = headers.iter().any(|(name, value)| {
             // `none` is a person who typed the address.
-            || headers.get(&SEC_FETCH_SITE).is_some_and(|site| site != "none");
+            *name == header::ORIGIN || (*name == SEC_FETCH_SITE && value != "none")
+        });
         if from_a_page {
             return Err(Failure::new(
                 Cause::Browser,
@@ -96,7 +99,7 @@ impl Gate {
         // As to an HTTP proxy, whose target is a URL, the router looks at that one.
         let to_us = in_clear && request.uri.scheme().is_none();
         if to_us && let Some(names) = &self.config.names {
-            self.check_name(names, headers)?;
+            self.check_name(names, host)?;
         }
         if let Some((name, value)) = &self.config.required {
             // Once, with this value: a second one may be what a tricked app was made to add.
@@ -113,19 +116,20 @@ impl Gate {
         Ok(())
     }
 
-    fn check_name(&self, names: &Names, headers: &HeaderMap) -> Result<(), Failure> {
+    fn check_name(&self, names: &Names, host: Option<&[u8]>) -> Result<(), Failure> {
         // HTTP/1.0 may have none, and no browser sends an empty one.
-        let Some(host) = headers.get(header::HOST).filter(|host| !host.is_empty()) else { return Ok(()) };
-        if *self.known.borrow() == host.as_bytes() {
+        let Some(host) = host.filter(|host| !host.is_empty()) else { return Ok(()) };
+        if *self.known.borrow() == host {
             return Ok(());
         }
-        if host.to_str().is_ok_and(|host| names.have(host)) {
+        let name = hosts::text(host);
+        if name.is_some_and(|host| names.have(host)) {
             let mut known = self.known.borrow_mut();
             known.clear();
-            known.extend_from_slice(host.as_bytes());
+            known.extend_from_slice(host);
             return Ok(());
         }
-        let shown = host.to_str().ok().and_then(hosts::split).map_or("what is no name", |(host, _)| host);
+        let shown = name.and_then(hosts::split).map_or("what is no name", |(host, _)| host);
         Err(Failure::new(
             Cause::Misdirected,
             format!(
@@ -150,7 +154,8 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        gate.admit(&request.body(()).unwrap().into_parts().0, true).map_err(|failure| failure.cause)
+        let host = headers.iter().find(|(name, _)| *name == "host").map(|(_, host)| host.as_bytes());
+        gate.admit(&request.body(()).unwrap().into_parts().0, host, true).map_err(|failure| failure.cause)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri, Version, header};
+use http::{HeaderMap, Method, Uri, Version};
 
 use crate::account::{self, Account};
 use crate::clients::{Client, Clients, KEY_HEADER, Keyring};
@@ -22,6 +22,7 @@ use crate::hosts::{self, Hosts};
 use crate::policy::{Denied, shown};
 use crate::proxy::known::Known;
 use crate::proxy::{inject, readings};
+use crate::server::framing::RawHead;
 
 /// What a path needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,9 +273,9 @@ impl Routes {
     ///
     /// # Errors
     /// It names another, or none.
-    pub fn check_host(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
-        let host = match headers.get(header::HOST) {
-            Some(host) => host.to_str().ok(),
+    pub fn check_host(&self, uri: &Uri, host: Option<&[u8]>) -> Result<(), Failure> {
+        let host = match host {
+            Some(host) => hosts::text(host),
             // HTTP/1.0, with a target that says it.
             None => uri.authority().map(Authority::as_str),
         };
@@ -479,18 +480,19 @@ pub(super) fn two_appids() -> Failure {
     )
 }
 
-/// Takes no head without a `Host`, or with several (RFC 9112 3.2; HTTP/1.0 may go without). Which one it is does not
-/// matter: calls go to the upstream, under its name.
+/// The `Host` of a head, of which there must be one (RFC 9112 3.2; HTTP/1.0 may go without). Which one it is does not
+/// matter here: calls go to the upstream, under its name.
 ///
 /// SECURITY: whoever stands in front of us may have chosen by another of the two than we would.
 ///
 /// # Errors
 /// [`Cause::BadHost`].
-pub fn one_host(version: Version, headers: &HeaderMap) -> Result<(), Failure> {
-    let what = match headers.get_all(header::HOST).iter().count() {
-        0 if version >= Version::HTTP_11 => "no Host",
-        0 | 1 => return Ok(()),
-        _ => "several Hosts",
+pub fn one_host(version: Version, head: &RawHead) -> Result<Option<&[u8]>, Failure> {
+    let mut hosts = head.hosts();
+    let what = match (hosts.next(), hosts.next()) {
+        (None, _) if version >= Version::HTTP_11 => "no Host",
+        (host, None) => return Ok(host),
+        (_, Some(_)) => "several Hosts",
     };
     Err(Failure::new(
         Cause::BadHost,

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::server::framing::wanted::Wanted;
-use crate::syntax;
+use crate::syntax::{self, Field};
 
 /// The heads of requests that have passed and that hyper hands over one by one, as they came.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +72,12 @@ impl RawHead {
     #[must_use]
     pub fn lines(&self) -> &[syntax::Line] {
         &self.lines
+    }
+
+    /// The value of each `Host`.
+    pub fn hosts(&self) -> impl Iterator<Item = &[u8]> {
+        let hosts = self.lines.iter().filter(|line| line.field == Field::Host);
+        hosts.map(|line| line.of(&self.text).1.trim_ascii())
     }
 
     /// How many of them hyper has read.

@@ -3,7 +3,7 @@
 //! hyper makes a name, a value and an entry in a map of every header (`perf.md`: 300 instructions and more for each),
 //! and nobody looks at most of them: they go to WeChat as they came. So a line of a plain head that neither hyper nor
 //! the handler reads goes by hyper. SECURITY: only where the guard has found all of the head sound by stricter rules
-//! than hyper's, and never a line that says where the body ends, what becomes of the connection, or whose it is.
+//! than hyper's, and never a line that says where the body ends or what becomes of the connection. The `Host` is read in the raw head.
 
 use std::rc::Rc;
 
@@ -59,7 +59,7 @@ impl Wanted {
     /// Whether a line of this name is read.
     pub(super) fn has(&self, field: Field, name: &[u8]) -> bool {
         match field {
-            Field::Other | Field::AcceptEncoding | Field::ContentEncoding => {}
+            Field::Other | Field::AcceptEncoding | Field::ContentEncoding | Field::Host => {}
             // All that hyper itself looks at is known by more than its name.
             _ => return true,
         }
@@ -81,13 +81,12 @@ mod tests {
     #[test]
     fn a_name_is_wanted_in_any_case_and_what_hyper_needs_always_is() {
         let wanted = Wanted::only([HeaderName::from_static("x-mine")], 100);
-        for name in
-            ["X-Mine", "content-LENGTH", "Transfer-Encoding", "host", "TE", "Expect", "Connection", "upgrade"]
+        for name in ["X-Mine", "content-LENGTH", "Transfer-Encoding", "TE", "Expect", "Connection", "upgrade"]
         {
             assert!(has(&wanted, name), "{name}");
         }
         let long = "x".repeat(80);
-        for name in ["X-Nine", "x-min", "Accept", "Authorization", &long] {
+        for name in ["X-Nine", "x-min", "Accept", "Authorization", "Host", &long] {
             assert!(!has(&wanted, name) && has(&Wanted::all(), name), "{name}");
         }
         let long = HeaderName::from_bytes(long.as_bytes()).unwrap();
