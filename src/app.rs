@@ -28,6 +28,7 @@ use crate::app::reload::{Reload, SecretFile};
 use crate::ca::{self, Identity};
 use crate::config::Config;
 use crate::credentials::SecretOrigin;
+use crate::deadline::Beat;
 use crate::metrics::Hub;
 use crate::proxy::Proxy;
 use crate::proxy::admission::Capacity;
@@ -285,6 +286,19 @@ impl App {
         let (control_phase, control_watching) = watch::channel(Phase::Serve);
         let (ended, mut ending) = mpsc::unbounded_channel();
 
+        // What a worker does now and then it is told to from here: a timer of its own would cost it something every turn.
+        let beat = Arc::new(Beat::default());
+        let beating = Arc::clone(&beat);
+        let (sweep, sweeps) = watch::channel(());
+        let mut ticking = JoinSet::new();
+        ticking.spawn(async move { beating.run().await });
+        ticking.spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                sweep.send_replace(());
+            }
+        });
+
         let mut workers = Vec::new();
         let budget = ReplayBudget::new(config.proxy.replay_budget);
         let hub = Hub::new(accounts.iter().map(|account| account.appid().clone()));
@@ -300,14 +314,15 @@ impl App {
                 keep_alive: config.server.keep_alive,
             };
             let (phase, tally, tasks) = (watching.clone(), hub.tally(), hub.clone());
+            let (beat, mut sweeps) = (Arc::clone(&beat), sweeps.clone());
             workers.push(thread(format!("worker-{n}"), ended.clone(), move || async move {
                 tasks.runtime();
+                beat.lead();
                 let upstream = Upstream::new(upstream).map_err(io::Error::other)?;
                 let proxy = Rc::new(Proxy::new(&settings, routes, upstream, budget, capacity, tally));
                 let sweeping = Rc::clone(&proxy);
                 tokio::task::spawn_local(async move {
-                    loop {
-                        tokio::time::sleep(SWEEP).await;
+                    while sweeps.changed().await.is_ok() {
                         sweeping.upstream().sweep();
                     }
                 });

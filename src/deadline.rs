@@ -4,13 +4,18 @@
 //! A call makes several (until the reply's head, until the next piece, until the next head of the app), and tokio's
 //! cost it 2,000 instructions (`perf.md`). These stand in a list of the thread, and one task looks through all of it
 //! every [`GRAIN`]. So a long deadline may come a grain late, and never early; a short one is tokio's own, and exact.
+//!
+//! Even one timer of tokio's that only stands there costs each turn of its thread's loop 270 instructions, two looks at
+//! the clock among them. So a worker has none: a [`Beat`] from another thread tells it when to look.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 /// How late a long deadline may come.
@@ -18,6 +23,47 @@ pub const GRAIN: Duration = Duration::from_millis(250);
 
 /// From this length a deadline is a long one.
 const LONG: Duration = Duration::from_secs(4);
+
+/// Tells threads that have deadlines when another [`GRAIN`] has passed.
+#[derive(Debug, Default)]
+pub struct Beat {
+    wanted: Notify,
+    passed: Notify,
+}
+
+thread_local! {
+    static BEAT: OnceCell<Arc<Beat>> = const { OnceCell::new() };
+}
+
+impl Beat {
+    /// Lets this thread go by it. One that goes by none measures the time itself.
+    pub fn lead(self: Arc<Self>) {
+        BEAT.with(|beat| {
+            // A second one would be no better than the first.
+            let _ = beat.set(self);
+        });
+    }
+
+    /// Beats for as long as somebody listens; to be run on a thread that has little else to do.
+    pub async fn run(&self) {
+        loop {
+            self.wanted.notified().await;
+            tokio::time::sleep(GRAIN).await;
+            self.passed.notify_waiters();
+        }
+    }
+
+    /// Waits until about a grain has passed, and at most that.
+    async fn next() {
+        let Some(beat) = BEAT.with(|beat| beat.get().cloned()) else {
+            return tokio::time::sleep(GRAIN).await;
+        };
+        // Made first: it hears a beat from here on.
+        let passed = beat.passed.notified();
+        beat.wanted.notify_one();
+        passed.await;
+    }
+}
 
 /// Ends at its time. Polled by one task of one thread; dropped, it is as if it had never been.
 #[derive(Debug)]
@@ -161,7 +207,7 @@ impl List {
 /// Looks through the list for as long as there is something in it.
 async fn look_through(ended: Ended) {
     loop {
-        tokio::time::sleep(GRAIN).await;
+        Beat::next().await;
         let (due, others) = LIST.with_borrow_mut(List::due);
         // Whoever is woken may make a deadline at once.
         due.into_iter().for_each(Waker::wake);
@@ -205,6 +251,51 @@ mod tests {
                 }
             })
             .await;
+    }
+
+    #[test]
+    fn a_thread_that_is_led_has_its_deadlines_by_the_beat_of_another() {
+        let beat = Arc::new(Beat::default());
+        let beating = Arc::clone(&beat);
+        // A thread of its own, as it is led for as long as it lives; its own clock stands still but for the beat.
+        let led = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            Arc::clone(&beat).lead();
+            tokio::task::LocalSet::new().block_on(&runtime, async {
+                let (timeout, from) = (LONG, Instant::now());
+                let waiting = tokio::task::spawn_local(Deadline::after(timeout));
+                for _ in 0..LONG.as_millis() / GRAIN.as_millis() {
+                    tokio::task::yield_now().await;
+                    beat.wanted.notified().await;
+                    assert!(!waiting.is_finished(), "{:?}", from.elapsed());
+                    tokio::time::advance(GRAIN).await;
+                    beat.passed.notify_waiters();
+                }
+                waiting.await.unwrap();
+                assert!(from.elapsed() >= timeout);
+            });
+        });
+        led.join().unwrap();
+        // And whoever beats does so only when that is wanted, a grain after it was.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (passed, from) = (beating.passed.notified(), Instant::now());
+            beating.wanted.notify_one();
+            tokio::select! {
+                () = beating.run() => unreachable!("it has no end"),
+                () = passed => assert!(from.elapsed() >= GRAIN),
+            }
+            tokio::select! {
+                () = beating.run() => unreachable!("it has no end"),
+                () = beating.passed.notified() => unreachable!("nobody wants it"),
+                () = tokio::time::sleep(4 * GRAIN) => {}
+            }
+        });
     }
 
     #[tokio::test(start_paused = true)]
