@@ -37,14 +37,21 @@ const TOKEN: [bool; 256] = {
 const BLOCK: usize = 16;
 
 /// The block that begins at `at`. Where fewer bytes are left, zeros follow them, which are part of nothing.
-#[inline]
+#[inline(always)]
 fn block(bytes: &[u8], at: usize) -> u8x16 {
     let rest = &bytes[at..];
-    u8x16::from(rest.first_chunk().copied().unwrap_or_else(|| {
-        let mut last = [0; BLOCK];
-        last[..rest.len()].copy_from_slice(rest);
-        last
-    }))
+    match rest.first_chunk::<BLOCK>() {
+        Some(block) => u8x16::from(*block),
+        None => last_block(rest),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn last_block(rest: &[u8]) -> u8x16 {
+    let mut last = [0; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    u8x16::from(last)
 }
 
 /// Which bytes of a block are between two.
@@ -69,7 +76,7 @@ fn controls(block: u8x16) -> u32 {
 }
 
 /// The place of the first byte from `at` on that has a bit in what `of` tells of its block. A zero must have one.
-#[inline]
+#[inline(always)]
 fn first(bytes: &[u8], mut at: usize, of: impl Fn(u8x16) -> u32) -> usize {
     while at < bytes.len() {
         let bits = of(block(bytes, at)) | 1 << BLOCK;

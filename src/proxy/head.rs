@@ -34,6 +34,10 @@ impl RequestHead {
         let mut write = |named: &[&[u8]]| {
             out.0.clear();
             let (mut left, mut names_others) = (ours, false);
+            // They are among the few that hyper has read, if they are there at all.
+            if !read.keys().any(|name| ours.private.contains(name)) {
+                left.private = &[];
+            }
             // Lines go on as they are, in runs that end where one does not.
             let (text, mut run) = (raw.text(), raw.lines().first().map_or(0, |line| line.from as usize));
             for line in raw.lines() {

@@ -503,6 +503,8 @@ pub fn one_host(version: Version, head: &RawHead) -> Result<Option<&[u8]>, Failu
 /// The values of a query's parameters of this name, as WeChat will read them: name and value decoded. Only what may
 /// have the name is decoded, which is hardly ever anything.
 fn named<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+    // None of it is shorter than the name, however it is written.
+    let query = if query.len() < name.len() { "" } else { query };
     let named = inject::pieces(query).filter(move |piece| inject::names(piece, name));
     named.map(|piece| {
         let value = memchr::memchr(b'=', piece.as_bytes()).map_or("", |at| &piece[at + 1..]);

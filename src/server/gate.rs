@@ -27,15 +27,15 @@ impl Gate {
 
 impl Wake for Gate {
     fn wake(self: Arc<Self>) {
-        if MUTED.get() {
-            KNOCKED.set(Some(self));
-        } else {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
-        }
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        Arc::clone(self).wake();
+        if MUTED.get() {
+            KNOCKED.set(Some(Arc::clone(self)));
+        } else {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
+        }
     }
 }
 

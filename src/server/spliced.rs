@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use crate::syntax;
+
 /// The lines of a head, without the empty one behind them.
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
@@ -132,11 +134,10 @@ impl Lines {
     /// The version's last digit, where hyper has nothing to say but the length, which WeChat said, too: nearly every
     /// reply.
     fn of_length_alone(&self, written: &[u8]) -> Option<u8> {
-        let (&version, _) = written.strip_prefix(VERSION)?.split_first()?;
+        let (&version, rest) = written.strip_prefix(VERSION)?.split_first()?;
         self.length.as_ref()?;
-        let rest = &written[memchr::memchr(b'\n', written)? + 1..];
-        let alone = rest.starts_with(LENGTH) && rest[memchr::memchr(b'\n', rest)? + 1..] == *b"\r\n";
-        alone.then_some(version)
+        let rest = rest.get(syntax::printable(rest)..)?.strip_prefix(b"\r\n")?.strip_prefix(LENGTH)?;
+        (rest.get(syntax::printable(rest)..)? == b"\r\n\r\n").then_some(version)
     }
 }
 
