@@ -21,6 +21,7 @@
 pub mod account;
 pub mod admin;
 pub mod app;
+pub mod buffer;
 pub mod ca;
 pub mod clients;
 pub mod config;

@@ -225,12 +225,14 @@ impl Proxy {
             }
             _ => Call::hold(head, body, heading, &self.limits).await?,
         };
+        drop(raw);
+
         // credential: the token that lives, or the one that a fetch in flight will bring.
         let token = self.credential(&route, record).await?;
 
         // inject, forward.
         let target = credential::write(&route, token.as_ref())?;
-        let mut reply = self.forward(&call, &target, record).await.map_err(|not| not.failure)?;
+        let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
         let Some(token) = token else { return Ok(answered(reply, &route, &head.method, record)) };
@@ -267,7 +269,7 @@ impl Proxy {
             return Ok(answered(reply, &route, &head.method, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
-        match Box::pin(self.forward(&call, &target, record)).await {
+        match Box::pin(self.forward(&call, target, record)).await {
             Ok(mut second) => {
                 match Box::pin(self.inspect(&route, &mut second, record)).await? {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
@@ -309,9 +311,12 @@ impl Proxy {
         })
     }
 
-    async fn forward(&self, call: &Call, target: &Target, record: &mut Record) -> Result<Reply, NotAnswered> {
+    async fn forward(&self, call: &Call, target: Target, record: &mut Record) -> Result<Reply, NotAnswered> {
         let sent_at = Instant::now();
-        let outcome = self.upstream.send(call.with(target), &call.progress(), sent_at).await;
+        let request = call.with(&target);
+        // Its room is of use to other calls while this one waits.
+        drop(target);
+        let outcome = self.upstream.send(request, &call.progress(), sent_at).await;
         record.upstream += match &outcome {
             Ok(reply) => reply.came_at.saturating_duration_since(sent_at),
             Err(_) => sent_at.elapsed(),

@@ -38,6 +38,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
+use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::error::{ERROR_HEADER, Failure};
 use crate::server::entry::{Entry, Opened};

@@ -175,13 +175,8 @@ impl Call {
 
     /// The request with its credential: the first attempt, or the second after [`Call::again`] said yes.
     #[must_use]
-    pub fn with<'a>(&'a self, target: &'a Target) -> upstream::Request<'a> {
-        upstream::Request {
-            method: &self.method,
-            target: target.as_str(),
-            headers: self.head.as_bytes(),
-            body: self.body.outgoing(),
-        }
+    pub fn with(&self, target: &Target) -> upstream::Request {
+        upstream::Request::new(&self.method, target.as_bytes(), self.head.as_bytes(), self.body.outgoing())
     }
 
     /// Whether it is worth asking [`again`](Self::again): what came of the body has been kept.

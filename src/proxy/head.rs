@@ -7,6 +7,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use crate::buffer::Buffer;
 use crate::server::framing::RawHead;
 use crate::server::spliced;
 use crate::syntax::Field;
@@ -25,12 +26,12 @@ pub(super) fn named(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// The headers of a request on its way to WeChat.
 #[derive(Debug)]
-pub(super) struct RequestHead(Vec<u8>);
+pub(super) struct RequestHead(Buffer);
 
 impl RequestHead {
     /// Takes the head that an app sent, request line included, and what hyper read in it.
     pub(super) fn new(raw: &RawHead, read: &HeaderMap, ours: Ours<'_>) -> Self {
-        let mut out = Self(Vec::with_capacity(raw.text().len() + 64));
+        let mut out = Self(Buffer::with_capacity(raw.text().len() + 64));
         let mut write = |named: &[&[u8]]| {
             out.0.clear();
             let (mut left, mut names_others) = (ours, false);

@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 
 use http::uri::PathAndQuery;
 
+use crate::buffer::Buffer;
 use crate::credentials::encoded::Encoded;
 
 /// The parameter that carries the credential (`wechat-api.md` 4).
@@ -31,19 +32,27 @@ const CUT: &str = "...";
 ///
 /// SECURITY: prints as nothing.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Target(String);
+pub struct Target(Buffer);
 
 impl Target {
     /// What stands in the request line.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The same as text.
+    #[cfg(test)]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap()
     }
 }
 
 impl From<&PathAndQuery> for Target {
     fn from(target: &PathAndQuery) -> Self {
-        Self(target.as_str().to_owned())
+        let mut out = Buffer::with_capacity(target.as_str().len());
+        out.extend_from_slice(target.as_str().as_bytes());
+        Self(out)
     }
 }
 
@@ -102,7 +111,7 @@ pub fn strip(target: &PathAndQuery, remove: &[&str]) -> Result<PathAndQuery, Inj
         return Ok(target.clone());
     }
     let Target(out) = rewrite(target, goes, &[])?;
-    PathAndQuery::try_from(out).map_err(|_| InjectError::Invalid)
+    PathAndQuery::try_from(&out[..]).map_err(|_| InjectError::Invalid)
 }
 
 /// The names in a query for a log line: comma-joined, as they were written, cut at 256 bytes.
@@ -157,28 +166,28 @@ fn rewrite(
         None => (whole, None),
     };
     let added = params.iter().map(|(name, value)| name.len() + value.as_str().len() + 2).sum::<usize>();
-    let mut out = String::with_capacity(whole.len() + added + 1);
-    out.push_str(path);
-    let mut separator = '?';
+    let mut out = Buffer::with_capacity(whole.len() + added + 1);
+    out.extend_from_slice(path.as_bytes());
+    let mut separator = b'?';
     for piece in query.into_iter().flat_map(pieces) {
         if !goes(piece) {
             out.push(separator);
-            out.push_str(piece);
-            separator = '&';
+            out.extend_from_slice(piece.as_bytes());
+            separator = b'&';
         }
     }
     if !params.is_empty() {
         // What stays is one empty piece: `/p?` gets our parameter, and no `&` before it.
         if out.len() == path.len() + 1 {
             out.truncate(path.len());
-            separator = '?';
+            separator = b'?';
         }
         for (name, value) in params {
             out.push(separator);
-            out.push_str(name);
-            out.push('=');
-            out.push_str(value.as_str());
-            separator = '&';
+            out.extend_from_slice(name.as_bytes());
+            out.push(b'=');
+            out.extend_from_slice(value.as_str().as_bytes());
+            separator = b'&';
         }
     }
     if out.len() > usize::from(u16::MAX - 1) {
@@ -255,9 +264,9 @@ mod tests {
 
     /// What was written, as `http` reads it: it takes every target that we write.
     fn as_read(written: Result<Target, InjectError>) -> Result<PathAndQuery, InjectError> {
-        written.map(|Target(text)| {
-            let read = PathAndQuery::try_from(text.as_str()).unwrap();
-            assert_eq!(read.as_str(), text);
+        written.map(|target| {
+            let read = PathAndQuery::try_from(target.as_str()).unwrap();
+            assert_eq!(read.as_str(), target.as_str());
             read
         })
     }

@@ -12,7 +12,6 @@ mod message;
 mod tests;
 mod wire;
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -31,6 +30,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
+use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::error::{Cause, Failure};
 use crate::origin::{Origin, Reach};
@@ -56,15 +56,23 @@ pub struct Config {
 }
 
 /// A request as it goes: nothing is added to it.
-pub struct Request<'a> {
-    /// Its method.
-    pub method: &'a Method,
-    /// Path and query, with the credential.
-    pub target: &'a str,
-    /// The header lines, with the empty one after them. The length of the body is among them.
-    pub headers: &'a [u8],
-    /// The body.
-    pub body: Outgoing,
+pub struct Request {
+    head: Buffer,
+    is_head: bool,
+    body: Outgoing,
+}
+
+impl Request {
+    /// Of a path and query, with the credential, and of header lines with the empty one after them. The length of the body
+    /// is among them.
+    #[must_use]
+    pub fn new(method: &Method, target: &[u8], headers: &[u8], body: Outgoing) -> Self {
+        let mut head = Buffer::with_capacity(target.len() + headers.len() + SMALL);
+        for part in [method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n", headers] {
+            head.extend_from_slice(part);
+        }
+        Self { head, is_head: method == Method::HEAD, body }
+    }
 }
 
 /// The pool, the connector and the clock of one worker.
@@ -74,12 +82,10 @@ pub struct Upstream {
     address: Uri,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     pool: Rc<Pool>,
-    /// Where the next request is written together.
-    buffer: Cell<Vec<u8>>,
 }
 
-/// The largest buffer that is kept for the next request.
-const LARGEST_BUFFER: usize = 32 * 1024;
+/// Room for the rest of a request line and a small body.
+const SMALL: usize = 512;
 
 /// Why sending failed, and whether WeChat can have seen any of it.
 #[derive(Debug)]
@@ -125,7 +131,7 @@ impl Upstream {
         // The connector reads only host and port; http:// keeps it from thinking about TLS, which is ours.
         let address =
             format!("http://{address}/").parse().map_err(|_| format!("{} is not a host", config.origin))?;
-        Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), buffer: Cell::default(), config })
+        Ok(Self { connector, address, tls, pool: Rc::new(Pool::default()), config })
     }
 
     /// The configuration it was made with.
@@ -143,17 +149,12 @@ impl Upstream {
     /// [`NotAnswered`]: WeChat could not be reached, did not answer in time, or answered what is not HTTP.
     pub async fn send(
         &self,
-        request: Request<'_>,
+        request: Request,
         progress: &Progress,
         now: Instant,
     ) -> Result<Reply, NotAnswered> {
-        let Request { method, target, headers, body } = request;
-        let mut out = self.buffer.take();
-        for part in [method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n", headers] {
-            out.extend_from_slice(part);
-        }
-        let mut upload = Upload::new(out, body);
-        let to_head = method == Method::HEAD;
+        let Request { head, is_head: to_head, body } = request;
+        let mut upload = Upload::new(head, body);
         // Whatever the first look at it says is still so at the first write: nothing is waited for in between.
         while let Some(mut wire) = poll_fn(|cx| Poll::Ready(self.pool.take(cx, now))).await {
             match self.exchange(&mut wire, &mut upload, to_head, progress, now).await {
@@ -245,10 +246,6 @@ impl Upstream {
     fn reply(&self, wire: Wire, upload: Upload, answer: Answer) -> Reply {
         let Answer { head: Final { head, mut decoder, is_kept, .. }, mut came, is_out } = answer;
         let (wire, pool, carries_on) = if is_out {
-            let buffer = upload.into_buffer();
-            if buffer.capacity() <= LARGEST_BUFFER {
-                self.buffer.set(buffer);
-            }
             (wire, is_kept.then(|| Rc::clone(&self.pool)), None)
         } else {
             let (wire, carries_on) = wire.carry_on(upload, self.config.idle_timeout);

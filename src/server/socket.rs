@@ -27,7 +27,7 @@ pub(super) struct AppSocket<S: Wire> {
 /// A reply's head, or words for a wordless refusal of hyper's.
 #[derive(Debug)]
 struct Instead {
-    text: Vec<u8>,
+    text: Buffer,
     done: usize,
     /// How many of hyper's bytes it is for.
     of: usize,
@@ -92,7 +92,7 @@ impl<S: Wire> AppSocket<S> {
         let text = match self.connection.0.lines.take() {
             // SECURITY: a reply without its head must not go out as if it were one.
             Some(lines) => Some(lines.in_place_of(first).ok_or(io::ErrorKind::InvalidData)?),
-            None if bufs.len() == 1 => wordless::words(first),
+            None if bufs.len() == 1 => wordless::words(first).map(Buffer::from),
             None => None,
         };
         Ok(text.map(|text| Instead { text, done: 0, of: first.len() }))

@@ -6,13 +6,14 @@
 
 use std::ops::Range;
 
+use crate::buffer::Buffer;
 use crate::syntax;
 
 /// The lines of a head, without the empty one behind them.
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
     /// `HTTP/1.1 200 OK\r\n`, then a line for each header. Which version it is is hyper's to say.
-    text: Vec<u8>,
+    text: Buffer,
     /// The line of Content-Length. It goes where hyper tells a length, too.
     length: Option<Range<usize>>,
 }
@@ -21,7 +22,7 @@ impl Lines {
     /// Without a line yet. The first has to be the status line, with `HTTP/1.1` before it.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { text: Vec::with_capacity(capacity), length: None }
+        Self { text: Buffer::with_capacity(capacity), length: None }
     }
 
     /// Adds whole lines.
@@ -39,7 +40,7 @@ impl Lines {
     /// Begins with a status line.
     #[must_use]
     pub fn new(status: u16, reason: &str, capacity: usize) -> Self {
-        let mut text = Vec::with_capacity(capacity);
+        let mut text = Buffer::with_capacity(capacity);
         let digit = |n: u16| b'0' + (n % 10) as u8;
         text.extend_from_slice(b"HTTP/1.1");
         text.extend_from_slice(&[b' ', digit(status / 100), digit(status / 10), digit(status), b' ']);
@@ -92,7 +93,7 @@ impl Lines {
 
     /// What is written in place of `written`, which hyper wants to write and whose end is the head it made. `None`
     /// when no head of hyper's is there.
-    pub(super) fn in_place_of(mut self, written: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn in_place_of(mut self, written: &[u8]) -> Option<Buffer> {
         if let Some(version) = self.of_length_alone(written) {
             self.text[VERSION.len()] = version;
             self.text.extend_from_slice(b"\r\n");
@@ -112,7 +113,7 @@ impl Lines {
         let hypers = || lines(head).skip(1);
         let has_length = hypers().any(|line| line.starts_with(LENGTH));
 
-        let mut out = Vec::with_capacity(from + self.text.len() + 96);
+        let mut out = Buffer::with_capacity(from + self.text.len() + 96);
         out.extend_from_slice(&written[..from]);
         out.extend_from_slice(version);
         match &self.length {
@@ -170,7 +171,7 @@ mod tests {
     }
 
     fn spliced(lines: &Lines, written: &str) -> Option<String> {
-        lines.clone().in_place_of(written.as_bytes()).map(|text| String::from_utf8(text).unwrap())
+        lines.clone().in_place_of(written.as_bytes()).map(|text| String::from_utf8(text.to_vec()).unwrap())
     }
 
     #[test]

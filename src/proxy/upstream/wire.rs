@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
+use crate::buffer::Buffer;
 use crate::deadline::Deadline;
 use crate::proxy::call::Outgoing;
 use crate::proxy::upstream::message::{self, Final, Head, MAX_HEAD, Malformed};
@@ -285,7 +286,7 @@ impl HeadReader {
 /// A request on its way out.
 pub(super) struct Upload {
     /// The head, then small pieces of the body; and how much of it was written.
-    out: Vec<u8>,
+    out: Buffer,
     at: usize,
     /// A piece that goes as it came, after `out`.
     piece: Bytes,
@@ -304,18 +305,12 @@ pub(super) enum Stuck {
 
 impl Upload {
     /// `out` begins with the head.
-    pub(super) fn new(out: Vec<u8>, body: Outgoing) -> Self {
+    pub(super) fn new(out: Buffer, body: Outgoing) -> Self {
         Self { out, at: 0, piece: Bytes::new(), body, written: 0 }
     }
 
     pub(super) fn has_begun(&self) -> bool {
         self.written > 0
-    }
-
-    /// What to make the next one of: the buffer, empty.
-    pub(super) fn into_buffer(mut self) -> Vec<u8> {
-        self.out.clear();
-        self.out
     }
 
     /// Sends what there is, until all of it has gone.
@@ -334,7 +329,13 @@ impl Upload {
             if self.is_written() {
                 // TLS may still hold some of it.
                 ready!(wire.as_mut().poll_flush(cx)).map_err(Stuck::Wire)?;
-                return if waits { Poll::Pending } else { Poll::Ready(Ok(())) };
+                if waits {
+                    return Poll::Pending;
+                }
+                // Of use to the next one, while this waits for its answer.
+                self.out = Buffer::default();
+                self.at = 0;
+                return Poll::Ready(Ok(()));
             }
             while !self.is_written() {
                 let out = &self.out[self.at..];
