@@ -6,22 +6,38 @@
 //! bring: the task would be run once more, through all of hyper and of the call, to find that out.
 
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Wake, Waker};
 
 /// Passes wakes on to a task.
-#[derive(Debug)]
-pub(super) struct Gate(Mutex<Waker>);
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Whom to wake. A task that is spawned has one waker for as long as it lives, and to read it here takes no lock: a
+    /// call wakes its task three times and is polled twice.
+    task: OnceLock<Waker>,
+    /// Whom in its place, should it ever be polled with another one.
+    another: Mutex<Option<Waker>>,
+    is_another: AtomicBool,
+}
 
 impl Gate {
     /// Leads nowhere yet.
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Waker::noop().clone())))
+        Arc::new(Self::default())
     }
 
     /// Whom to wake from now on.
     pub(super) fn leads_to(&self, task: &Waker) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(task);
+        if self.task.get_or_init(|| task.clone()).will_wake(task) && !self.is_another.load(Ordering::Acquire)
+        {
+            return;
+        }
+        let mut another = self.another.lock().unwrap_or_else(PoisonError::into_inner);
+        if another.as_ref().is_none_or(|known| !known.will_wake(task)) {
+            *another = Some(task.clone());
+        }
+        self.is_another.store(true, Ordering::Release);
     }
 }
 
@@ -33,8 +49,14 @@ impl Wake for Gate {
     fn wake_by_ref(self: &Arc<Self>) {
         if MUTED.get() {
             KNOCKED.set(Some(Arc::clone(self)));
-        } else {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).wake_by_ref();
+            return;
+        }
+        let another = match self.is_another.load(Ordering::Acquire) {
+            true => self.another.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            false => None,
+        };
+        if let Some(task) = another.as_ref().or_else(|| self.task.get()) {
+            task.wake_by_ref();
         }
     }
 }
@@ -67,7 +89,7 @@ impl Drop for Unmute {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -99,5 +121,23 @@ mod tests {
         let ((), knocked) = muted(|| std::thread::spawn(move || elsewhere.wake()).join().unwrap());
         assert!(knocked.is_none());
         assert_eq!(count.0.load(Ordering::SeqCst), 3);
+
+        let other = Arc::new(Count::default());
+        for _ in 0..2 {
+            gate.leads_to(&Waker::from(Arc::clone(&other)));
+            waker.wake_by_ref();
+        }
+        assert_eq!(
+            (count.0.load(Ordering::SeqCst), other.0.load(Ordering::SeqCst)),
+            (3, 2),
+            "the last one counts"
+        );
+        gate.leads_to(&Waker::from(Arc::clone(&count)));
+        waker.wake_by_ref();
+        assert_eq!(
+            (count.0.load(Ordering::SeqCst), other.0.load(Ordering::SeqCst)),
+            (4, 2),
+            "the first one again"
+        );
     }
 }

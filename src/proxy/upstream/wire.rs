@@ -33,8 +33,8 @@ const HARDLY_IDLE: Duration = Duration::from_secs(1);
 /// closed fails, because it cannot be known whether it was read: this bounds such calls to one in so much time.
 const DISTRUST: Duration = Duration::from_secs(30);
 
-/// Idle connections kept per worker.
-const MOST_IDLE: usize = 512;
+/// Idle connections kept per worker: as many as a crowd of calls that is refused at once needs again a moment later.
+const MOST_IDLE: usize = 1024;
 
 /// The most that is read at once, so what one reply may keep: a big download must not grow the process by tens of
 /// MiB (`perf.md`).
