@@ -94,6 +94,20 @@ impl Deadline {
     pub fn after(timeout: Duration) -> Self {
         Self::new(Instant::now(), timeout)
     }
+
+    /// Lets it end when `timeout` has passed from now, whatever it was before. A long one keeps its place.
+    pub fn again(&mut self, timeout: Duration) {
+        let now = Instant::now();
+        let in_place = match (&self.0, now.checked_add(timeout)) {
+            (Kind::Listed(place), Some(at)) if timeout >= LONG => {
+                LIST.with_borrow_mut(|list| list.move_to(*place, at))
+            }
+            _ => false,
+        };
+        if !in_place {
+            *self = Self::new(now, timeout);
+        }
+    }
 }
 
 const NEVER: Duration = Duration::from_secs(86_400 * 365 * 30);
@@ -176,6 +190,17 @@ impl List {
             Entry::Waits(_, known) if known.will_wake(waker) => (Poll::Pending, None),
             Entry::Waits(_, known) => (Poll::Pending, Some(std::mem::replace(known, waker.clone()))),
             Entry::Due | Entry::Free => (Poll::Ready(()), None),
+        }
+    }
+
+    /// Gives one that still waits another time. Whether it does.
+    fn move_to(&mut self, place: usize, at: Instant) -> bool {
+        match &mut self.entries[place] {
+            Entry::Waits(known, _) => {
+                *known = at;
+                true
+            }
+            Entry::Due | Entry::Free => false,
         }
     }
 
@@ -296,6 +321,32 @@ mod tests {
                 () = tokio::time::sleep(4 * GRAIN) => {}
             }
         });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_set_again_ends_at_its_new_time_from_whatever_it_was() {
+        let second = Duration::from_secs(1);
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                for (first, then) in [(10, 20), (20, 10), (10, 1), (1, 10), (1, 2)] {
+                    let mut deadline = Deadline::after(first * second);
+                    // In the list, and in tokio's wheel.
+                    let early = tokio::time::timeout(second / 2, &mut deadline).await;
+                    assert!(early.is_err(), "{first}");
+                    let from = Instant::now();
+                    deadline.again(then * second);
+                    (&mut deadline).await;
+                    assert_eq!(from.elapsed().as_secs(), u64::from(then), "{first}, {then}");
+                    deadline.again(then * second);
+                    deadline.await;
+                    assert_eq!(
+                        from.elapsed().as_secs(),
+                        u64::from(2 * then),
+                        "{first}, {then}, when it was over"
+                    );
+                }
+            })
+            .await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -114,6 +114,8 @@ pub struct Routes {
     by_appid: HashMap<String, usize>,
     /// How long appids are: nearly no first segment of a path is.
     lengths: RangeInclusive<usize>,
+    /// How the appids begin, each way once.
+    initials: Vec<u8>,
     hosts: Hosts,
     keyring: Option<Keyring>,
     known: Known,
@@ -131,7 +133,11 @@ impl Routes {
         let lengths = accounts.iter().map(|account| account.appid().as_str().len());
         let lengths = lengths.clone().min().unwrap_or_default()..=lengths.max().unwrap_or_default();
         let (hosts, known) = (Hosts::default(), Known::default());
-        Self { accounts, by_appid, lengths, hosts, keyring: None, known }
+        let mut initials: Vec<u8> =
+            accounts.iter().filter_map(|account| account.appid().as_str().bytes().next()).collect();
+        initials.sort_unstable();
+        initials.dedup();
+        Self { accounts, by_appid, lengths, initials, hosts, keyring: None, known }
     }
 
     /// The same routes, speaking for these hosts.
@@ -457,6 +463,11 @@ enum Prefix<'a> {
 /// account: `wx` and 16 hex digits, which begins no path of WeChat's. An appid of another form counts if it is ours.
 fn take_prefix<'a>(routes: &Routes, target: &'a PathAndQuery) -> (Prefix<'a>, PathAndQuery) {
     let whole = target.as_str();
+    // Nearly every path begins like neither an appid of WeChat's nor one of ours.
+    let initial = whole.as_bytes().get(1).copied().unwrap_or_default();
+    if initial != b'w' && !routes.initials.contains(&initial) {
+        return (Prefix::None, target.clone());
+    }
     let end = memchr::memchr2(b'/', b'?', &whole.as_bytes()[1..]);
     let segment = end.map_or(&whole[1..], |end| &whole[1..=end]);
     let like_an_appid = segment.len() == 18

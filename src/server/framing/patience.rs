@@ -32,17 +32,20 @@ pub(super) enum Awaited {
 #[derive(Debug)]
 pub(super) struct Due {
     patience: Patience,
-    running: Option<(Awaited, Deadline)>,
+    /// What is waited for, if anything is.
+    awaited: Option<Awaited>,
+    /// By when. It keeps its place from one head to the next, and may come due in vain between them.
+    deadline: Option<Deadline>,
 }
 
 impl Due {
     pub(super) fn new(patience: Patience) -> Self {
-        Self { patience, running: None }
+        Self { patience, awaited: None, deadline: None }
     }
 
     /// What was waited for is here.
     pub(super) fn met(&mut self) {
-        self.running = None;
+        self.awaited = None;
     }
 
     /// Nothing has come. hyper reads where a head is due, or more of a body; while it answers it does not read.
@@ -54,16 +57,21 @@ impl Due {
             Awaited::Beginning => self.patience.idle,
             Awaited::Rest => self.patience.head,
             Awaited::Body => {
-                self.running = None;
+                self.met();
                 return Poll::Pending;
             }
         };
-        if self.running.as_ref().is_none_or(|(of, _)| *of != awaited) {
-            self.running = Some((awaited, Deadline::after(timeout)));
-        }
-        if let Some((_, due)) = &mut self.running {
-            ready!(Pin::new(due).poll(cx));
-        }
+        let begins = self.awaited.replace(awaited) != Some(awaited);
+        let due = match &mut self.deadline {
+            Some(due) => {
+                if begins {
+                    due.again(timeout);
+                }
+                due
+            }
+            none => none.insert(Deadline::after(timeout)),
+        };
+        ready!(Pin::new(due).poll(cx));
         let why = "the app has sent no whole head for too long";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
     }
