@@ -228,11 +228,11 @@ impl Proxy {
         drop(raw);
 
         // credential: the token that lives, or the one that a fetch in flight will bring.
-        let token = self.credential(&route, record).await?;
+        let (token, now) = self.credential(&route, record).await?;
 
         // inject, forward.
         let target = credential::write(&route, token.as_ref())?;
-        let mut reply = self.forward(&call, target, record).await.map_err(|not| not.failure)?;
+        let mut reply = self.forward(&call, target, now, record).await.map_err(|not| not.failure)?;
 
         // inspect: did WeChat refuse the token?
         let Some(token) = token else { return Ok(answered(reply, &route, &head.method, record)) };
@@ -269,7 +269,7 @@ impl Proxy {
             return Ok(answered(reply, &route, &head.method, record));
         }
         let target = credential::write(&route, Some(&fresh))?;
-        match Box::pin(self.forward(&call, target, record)).await {
+        match Box::pin(self.forward(&call, target, Instant::now(), record)).await {
             Ok(mut second) => {
                 match Box::pin(self.inspect(&route, &mut second, record)).await? {
                     Verdict::Refused(_) => self.chronic.add(appid, path),
@@ -292,27 +292,37 @@ impl Proxy {
         }
     }
 
-    /// The token the call will carry, if its route wants one.
-    async fn credential(&self, route: &Route<'_>, record: &mut Record) -> Result<Option<Token>, Failure> {
+    /// The token the call will carry, if its route wants one; and when it is.
+    async fn credential(
+        &self,
+        route: &Route<'_>,
+        record: &mut Record,
+    ) -> Result<(Option<Token>, Instant), Failure> {
+        let now = Instant::now();
         if !route.action.carries_token() {
-            return Ok(None);
+            return Ok((None, now));
         }
         let keeper = route.account.keeper();
-        if let Some(token) = keeper.current() {
-            return Ok(Some(token));
+        if let Some(token) = keeper.current_at(now) {
+            return Ok((Some(token), now));
         }
-        let asked_at = Instant::now();
         let waited = Box::pin(keeper.token(self.token_wait)).await;
-        record.token_wait += asked_at.elapsed();
-        waited.map(Some).map_err(|unavailable| Failure {
+        let came_at = Instant::now();
+        record.token_wait += came_at - now;
+        waited.map(|token| (Some(token), came_at)).map_err(|unavailable| Failure {
             cause: Cause::NoToken,
             message: unavailable.message,
             retry_after: Some(unavailable.retry_after),
         })
     }
 
-    async fn forward(&self, call: &Call, target: Target, record: &mut Record) -> Result<Reply, NotAnswered> {
-        let sent_at = Instant::now();
+    async fn forward(
+        &self,
+        call: &Call,
+        target: Target,
+        sent_at: Instant,
+        record: &mut Record,
+    ) -> Result<Reply, NotAnswered> {
         let request = call.with(&target);
         // Its room is of use to other calls while this one waits.
         drop(target);

@@ -126,7 +126,13 @@ impl Token {
     /// Whether it may still be sent.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        Instant::now() < self.0.expires_at
+        self.is_alive_at(Instant::now())
+    }
+
+    /// The same for whoever knows what time it is.
+    #[must_use]
+    pub fn is_alive_at(&self, now: Instant) -> bool {
+        now < self.0.expires_at
     }
 
     /// Notes that WeChat took it: a reply that was no refusal. One relaxed load on all but the first call.

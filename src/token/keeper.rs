@@ -219,14 +219,14 @@ impl State {
     }
 
     /// The token that a call may be sent with now.
-    fn sendable(&self) -> Option<Token> {
-        self.live_token().filter(|_| !self.suspect)
+    fn sendable(&self, now: Instant) -> Option<Token> {
+        self.token.as_ref().filter(|token| token.is_alive_at(now) && !self.suspect).cloned()
     }
 
     /// Whether there is nothing to wait for: a token that lives, or a worker that backs off. A dead token without a
     /// failure is one whose renewal is due at once.
     fn has_settled(&self) -> bool {
-        self.sendable().is_some() || (self.failure.is_some() && !self.busy)
+        self.sendable(Instant::now()).is_some() || (self.failure.is_some() && !self.busy)
     }
 }
 
@@ -275,7 +275,13 @@ impl TokenKeeper {
     /// borrow.
     #[must_use]
     pub fn current(&self) -> Option<Token> {
-        self.state.borrow().sendable()
+        self.current_at(Instant::now())
+    }
+
+    /// The same for whoever knows what time it is.
+    #[must_use]
+    pub fn current_at(&self, now: Instant) -> Option<Token> {
+        self.state.borrow().sendable(now)
     }
 
     /// The token of this name, if it is the one that is served or one of those before it.
