@@ -14,7 +14,7 @@
 //!
 //! # Modules in reading order
 //! [`app`], [`proxy`] and its children, [`account`], [`token`] and its children, then the shelf: [`server`],
-//! [`deadline`], [`policy`], [`rates`], [`slots`], [`clients`], [`error`], [`credentials`], [`origin`], [`hosts`],
+//! [`deadline`], [`buffer`], [`policy`], [`rates`], [`slots`], [`clients`], [`error`], [`credentials`], [`origin`], [`hosts`],
 //! [`tls`], [`ca`], [`metrics`], [`telemetry`], [`signal`], [`harden`]. [`sim`] is WeChat itself, as far as we know it, for
 //! tests and laptops.
 

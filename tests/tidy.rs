@@ -16,6 +16,7 @@ use wechat_sidecar::error::Cause;
 const LAYERS: &[&[&str]] = &[
     &[
         "body",
+        "buffer",
         "ca",
         "clients",
         "credentials",
