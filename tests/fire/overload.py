@@ -16,6 +16,8 @@ from fire import Deployed, Load, Simulator, call, check, connect, equal, more_fi
 
 SECONDS = float(sys.argv[1]) if len(sys.argv) > 1 else 5
 CONNECTIONS = 5000
+# Idle connections to WeChat that may be there: 1,024 for each of two workers, and some to spare.
+KEPT = 2200
 # Of resident memory: two connections, their buffers and a call under way for each of them, and some to spare.
 BUDGET_MIB = 400
 # A machine that has other things to do is no fault of the sidecar's.
@@ -107,12 +109,12 @@ def main():
         check("overload: goodput stays near its peak", goodput >= least, ">= %d" % least, "%d of %d" % (goodput, peak))
         wechat.ask("/delay", {"ms": 0})
         until = time.monotonic() + 30
-        while time.monotonic() < until and (call(sidecar.address)[0] != 200 or sidecar.cost()[0] > before[0] + 600):
+        while time.monotonic() < until and (call(sidecar.address)[0] != 200 or sidecar.cost()[0] > before[0] + KEPT):
             time.sleep(0.1)
         equal("recovery: a call succeeds", call(sidecar.address)[0], 200)
         after = sidecar.cost()
-        # Idle connections to WeChat are kept for a while, 512 for each worker at most.
-        check("recovery: the connections of the apps are gone", after[0] <= before[0] + 600, before[0] + 600, after[0])
+        # Those to WeChat are kept for a while when they are idle.
+        check("recovery: the connections of the apps are gone", after[0] <= before[0] + KEPT, before[0] + KEPT, after[0])
         equal("recovery: threads are as before", after[1], before[1])
         counts = wechat.ask("/counts")
         equal("no call was carried out twice", counts["max_accepts_of_a_call"] <= 1, True)
