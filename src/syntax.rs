@@ -75,7 +75,8 @@ fn controls(block: u8x16) -> u32 {
     (between(block, 0, 0x1f) | block.simd_eq(u8x16::splat(0x7f))).to_bitmask()
 }
 
-/// The place of the first byte from `at` on that has a bit in what `of` tells of its block. A zero must have one.
+/// The place of the first byte from `at` on that has a bit in what `of` tells of its block. To `of` a zero has to have one,
+/// since zeros are what stands behind the end.
 #[inline(always)]
 fn first(bytes: &[u8], mut at: usize, of: impl Fn(u8x16) -> u32) -> usize {
     while at < bytes.len() {
@@ -93,12 +94,7 @@ fn first(bytes: &[u8], mut at: usize, of: impl Fn(u8x16) -> u32) -> usize {
 /// sixteen at a time.
 #[must_use]
 pub fn tokens(bytes: &[u8]) -> usize {
-    further_tokens(bytes, first(bytes, 0, uncommon))
-}
-
-/// Where they end, if there is nothing else before `at`.
-#[inline]
-fn further_tokens(bytes: &[u8], mut at: usize) -> usize {
+    let mut at = first(bytes, 0, uncommon);
     while bytes.get(at).is_some_and(|&b| is_token(b)) {
         at += 1;
     }
@@ -111,6 +107,12 @@ pub fn target(bytes: &[u8]) -> usize {
     first(bytes, 0, |block| {
         controls(block) | (block.simd_eq(u8x16::splat(b' ')) | block.simd_eq(u8x16::splat(b'#'))).to_bitmask()
     })
+}
+
+/// How many bytes there are before the first that no field value may hold.
+#[must_use]
+pub fn value(bytes: &[u8]) -> usize {
+    first(bytes, 0, |block| controls(block) & !block.simd_eq(u8x16::splat(b'\t')).to_bitmask())
 }
 
 /// How many bytes there are before the first control character, a tab included.
@@ -134,16 +136,6 @@ pub fn plain_number(value: &[u8]) -> Option<u64> {
         number = number * 10 + u64::from(digit - b'0');
     }
     Some(number)
-}
-
-/// The place of the first byte that is looked for, or the end. In steps of 16 without a branch inside, which the
-/// compiler turns into vector code.
-pub fn find(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
-    const STEP: usize = 16;
-    let (steps, _) = bytes.as_chunks::<STEP>();
-    let clear = steps.iter().take_while(|step| !step.iter().fold(false, |hit, &b| hit | wanted(b))).count();
-    let at = clear * STEP;
-    at + bytes[at..].iter().position(|&b| wanted(b)).unwrap_or(bytes.len() - at)
 }
 
 /// What a header is known by, as far as anyone on a call's way minds.
@@ -309,7 +301,7 @@ mod tests {
                 prop_assert_eq!(tokens(bytes), slowly(|b| !is_token(b), bytes));
                 prop_assert_eq!(printable(bytes), slowly(|b| b < b' ' || b == 0x7f, bytes));
                 prop_assert_eq!(target(bytes), slowly(|b| b <= b' ' || b == b'#' || b == 0x7f, bytes));
-                prop_assert_eq!(find(bytes, is_control), slowly(is_control, bytes));
+                prop_assert_eq!(value(bytes), slowly(is_control, bytes));
             }
         }
     }

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::server::framing::heads::Passed;
 use crate::server::framing::patience::{Awaited, Due};
 use crate::server::framing::violation::Violation;
-use crate::syntax::{self, find, is_control, is_token, plain_number, tokens};
+use crate::syntax::{self, is_control, is_token, plain_number, tokens};
 
 pub use crate::server::framing::heads::{Heads, RawHead};
 pub use crate::server::framing::patience::Patience;
@@ -421,7 +421,7 @@ impl Framing {
                 self.name_length = self.name_length.saturating_add(more);
                 more
             }
-            State::Value(Field::Other) => find(bytes, is_control),
+            State::Value(Field::Other) => syntax::value(bytes),
             _ => 0,
         }
     }

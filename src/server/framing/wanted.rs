@@ -3,7 +3,8 @@
 //! hyper makes a name, a value and an entry in a map of every header (`perf.md`: 300 instructions and more for each),
 //! and nobody looks at most of them: they go to WeChat as they came. So a line of a plain head that neither hyper nor
 //! the handler reads goes by hyper. SECURITY: only where the guard has found all of the head sound by stricter rules
-//! than hyper's, and never a line that says where the body ends or what becomes of the connection. The `Host` is read in the raw head.
+//! than hyper's, and never a line that says where the body ends or what becomes of the connection. The `Host` goes by it,
+//! too: whoever judges it reads it in the raw head.
 
 use std::rc::Rc;
 
