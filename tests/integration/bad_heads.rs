@@ -337,3 +337,29 @@ async fn a_head_that_comes_byte_by_byte_is_a_head() {
     client.assert_closed("a bad head, byte by byte").await;
     assert_eq!(upstream.calls(), 0);
 }
+
+#[tokio::test]
+async fn of_several_requests_in_one_piece_each_is_judged_by_its_own_host() {
+    let upstream = RawUpstream::start().await;
+    let sidecar = Sidecar::before(&upstream).await;
+    let post =
+        |path: &str, lines: &str| format!("POST {path} HTTP/1.1\r\n{lines}Content-Length: 2\r\n\r\n{{}}");
+    let ours = post("/cgi-bin/ours", "Host: 127.0.0.1\r\n");
+    let foreign = post("/cgi-bin/foreign", "Host: evil.example\r\n");
+    // Not a plain head, and one that hyper gets as a whole.
+    let odd = post("/cgi-bin/odd", "X_a:\t1\r\nHost:\tevil.example\r\n");
+    let long = post("/cgi-bin/long", &format!("Host: evil.example\r\nX-A: {}\r\n", "a".repeat(12_000)));
+    for requests in
+        [[&ours, &foreign, &ours], [&foreign, &ours, &odd], [&odd, &long, &ours], [&ours, &ours, &long]]
+    {
+        let before = upstream.calls();
+        let mut client = sidecar.connect().await;
+        client.send(requests.map(String::as_str).concat()).await;
+        for request in requests {
+            let reply = client.reply().await;
+            let expected = if *request == ours { 200 } else { 421 };
+            assert_eq!(reply.status, expected, "{request}: {reply:?}");
+        }
+        assert_eq!(upstream.calls() - before, requests.iter().filter(|request| ***request == ours).count());
+    }
+}
