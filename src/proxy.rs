@@ -225,6 +225,7 @@ impl Proxy {
             }
             _ => Call::hold(head, body, heading, &self.limits).await?,
         };
+        // The call has its own by now, and others can use the room while it waits.
         drop(raw);
 
         // credential: the token that lives, or the one that a fetch in flight will bring.
@@ -391,7 +392,7 @@ impl Proxy {
 
 /// WeChat's reply, with what it may echo of the account's credentials still to be masked.
 fn answered(mut reply: Reply, route: &Route<'_>, method: &Method, record: &mut Record) -> Answer {
-    record.wechats(reply.body.begins(), method, route.target.path());
+    record.wechats(reply.body.begins(), method, &route.target);
     if record.attempts > 1 {
         reply.head.set(ATTEMPTS_HEADER.as_str(), &record.attempts.to_string());
     }

@@ -45,6 +45,8 @@ pub struct Record {
     pub refused: Option<i64>,
     account: usize,
     action: Action,
+    /// The call as WeChat got it, where its answer's first piece is still to come.
+    called: Option<Box<(Method, PathAndQuery)>>,
     /// What the reply says that the app gets.
     errcode: Option<i64>,
     looked: bool,
@@ -101,6 +103,7 @@ impl Record {
             refused: None,
             account: tally.no_account(),
             action: Action::None,
+            called: None,
             errcode: None,
             looked: false,
             place: None,
@@ -169,15 +172,23 @@ impl Record {
         {
             line.rid = told::rid(piece).map(str::to_owned);
         }
+        if let Some(called) = self.called.take() {
+            self.tell_limit(&called.0, called.1.path());
+        }
     }
 
-    /// WeChat's answer is here, as far as it was looked at: `begins` is its first piece, which will be passed on. If it
-    /// says that the API is called too often, that is told with the API's name.
-    pub fn wechats(&mut self, begins: &[u8], method: &Method, path: &str) {
+    /// WeChat's answer is here: `begins` is its first piece, which will be passed on, if that is here too. If it says that
+    /// the API is called too often, that is told with the API's name.
+    pub fn wechats(&mut self, begins: &[u8], method: &Method, target: &PathAndQuery) {
         if begins.is_empty() {
+            self.called = Some(Box::new((method.clone(), target.clone())));
             return;
         }
         self.passed(begins);
+        self.tell_limit(method, target.path());
+    }
+
+    fn tell_limit(&self, method: &Method, path: &str) {
         let api = || format!("{method} {}", shown(path));
         if let Some(errcode) = self.errcode
             && let Some(sentence) = self.tally.wechat_limit(errcode, self.account, api)

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::rig::{Gate, RawClient, RawUpstream, Reply, Sidecar, Step, ms, within};
+use crate::rig::{Gate, RawClient, RawUpstream, Reply, Sidecar, Step, ms, say, within};
 
 const CALL: &str = "GET /cgi-bin/x HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -206,4 +206,28 @@ async fn a_head_that_trickles_is_cut_and_a_connection_that_idles_too() {
     assert_eq!(used.call(CALL).await.status, 200);
     used.assert_closed("nothing more was sent").await;
     assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_limit_of_wechats_is_told_whenever_its_words_come() {
+    let body = r#"{"errcode":45009,"errmsg":"reach max api daily quota limit"}"#;
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    // With its head and behind it, where the reply is inspected and where it passes unread.
+    for paths in [["/cgi-bin/user/get", "/cgi-bin/menu/get"], ["/sns/userinfo", "/sns/auth"]] {
+        let late = [say(head.clone()), vec![Step::Pause(ms(50))], say(body)].concat();
+        let upstream = RawUpstream::playing([say(format!("{head}{body}")), late]).await;
+        let sidecar = Sidecar::before(&upstream).await;
+        for path in paths {
+            let call = format!("GET {path}?access_token=USER HTTP/1.1\r\nHost: a\r\n\r\n");
+            sidecar.call(call).await.assert_wechats(200, body);
+        }
+        let reply = RawClient::connect(sidecar.admin).await.call("GET /status HTTP/1.0\r\n\r\n").await;
+        let status: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        let errors = status["errors"].as_array().unwrap();
+        let mut told: Vec<_> = errors.iter().map(|error| error["subject"].as_str().unwrap()).collect();
+        told.sort_unstable();
+        let mut apis = paths.map(|path| format!("GET {path}"));
+        apis.sort_unstable();
+        assert_eq!(told, apis);
+    }
 }

@@ -110,7 +110,7 @@ impl Setup {
             }
         })
         .await;
-        Sidecar { proxy, socket, stop: Some(stop), running: Some(running), _tokens: self._tokens }
+        Sidecar { proxy, admin, socket, stop: Some(stop), running: Some(running), _tokens: self._tokens }
     }
 }
 
@@ -123,6 +123,8 @@ pub(crate) async fn start(config: Config) -> Sidecar {
 pub(crate) struct Sidecar {
     /// Where apps call.
     pub(crate) proxy: SocketAddr,
+    /// Where operators look.
+    pub(crate) admin: SocketAddr,
     /// Or where they call instead.
     pub(crate) socket: Option<PathBuf>,
     stop: Option<oneshot::Sender<()>>,
